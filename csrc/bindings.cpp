@@ -1,0 +1,51 @@
+// The Python module: one m.def an op. Shapes and dtypes are explained in lrcompress/ops, which is its only
+// caller.
+#include <string>
+
+#include "dispatch.h"
+#include "ops/symmetric_eigenvalues.h"
+#include "tensor_view.h"
+
+namespace lrc {
+namespace {
+
+py::dict build_info() {
+    const std::string archs = LRC_BUILD_CUDA_ARCHS;
+    const std::string nvcc = LRC_BUILD_NVCC_VERSION;
+#ifdef _OPENMP
+    const bool openmp = true;
+#else
+    const bool openmp = false;
+#endif
+    py::dict info;
+    info["cuda"] = kWithCuda;
+    info["cuda_archs"] = archs.empty() ? py::list() : py::list(py::str(archs).attr("split")(";"));
+    info["nvcc"] = nvcc.empty() ? py::object(py::none()) : py::str(nvcc);
+    info["compiler"] = __VERSION__;
+    info["openmp"] = openmp;
+    return info;
+}
+
+void bind_symmetric_eigenvalues(const TensorView& matrices, const TensorView& problems,
+                                const TensorView& values, std::int64_t max_side, int threads) {
+    static_assert(sizeof(EigenProblem) == 4 * sizeof(std::int64_t));
+    const SymmetricEigenvaluesArgs args{
+        .matrices = matrices.as<const double>(),
+        .problems = reinterpret_cast<const EigenProblem*>(problems.as<const std::int64_t>()),
+        .count = problems.shape[0],
+        .max_side = max_side,
+        .values = values.as<double>(),
+        .threads = threads};
+    dispatch(matrices, [&](auto device) { symmetric_eigenvalues(device, args); });
+}
+
+}  // namespace
+}  // namespace lrc
+
+PYBIND11_MODULE(_C, m) {
+    namespace py = pybind11;
+    m.def("build_info", &lrc::build_info, "How this extension was built.");
+    m.attr("MAX_CUDA_SIDE") = lrc::kMaxCudaSide;
+    m.def("symmetric_eigenvalues", &lrc::bind_symmetric_eigenvalues, py::arg("matrices"), py::arg("problems"),
+          py::arg("values"), py::arg("max_side"), py::arg("threads"));
+}

@@ -1,0 +1,32 @@
+// The scalars of a Householder reflector, shared by the twins.
+#pragma once
+
+#include <cmath>
+
+#include "device.h"
+
+namespace lrc {
+
+// H = I - u u^T / scale maps x = (rest, alpha) to (0, beta), with u = (rest, pivot).
+struct Reflector {
+    double beta;
+    double pivot;
+    double scale;
+    bool identity;  // H = I and u = 0
+};
+
+// Below this the square of a unit-scaled vector's norm carries rounding from underflow, and the vector itself
+// (1e-146) is beneath any eigenvalue's error: it is taken as zero.
+inline constexpr double kNegligibleSquare = 1e-292;
+
+LRC_HOST_DEVICE LRC_INLINE Reflector make_reflector(double alpha, double rest_square) {
+    if (rest_square <= kNegligibleSquare) {
+        return {alpha, 0, 1, true};
+    }
+    // beta takes the sign opposite to alpha's, so that the pivot does not cancel.
+    const double beta = -std::copysign(std::sqrt(alpha * alpha + rest_square), alpha);
+    const double pivot = alpha - beta;
+    return {beta, pivot, -beta * pivot, false};
+}
+
+}  // namespace lrc

@@ -1,0 +1,17 @@
+from typing import TypedDict
+
+from torch import Tensor
+
+class BuildInfo(TypedDict):
+    cuda: bool
+    cuda_archs: list[str]
+    nvcc: str | None
+    compiler: str
+    openmp: bool
+
+MAX_CUDA_SIDE: int
+
+def build_info() -> BuildInfo: ...
+def symmetric_eigenvalues(
+    matrices: Tensor, problems: Tensor, values: Tensor, max_side: int, threads: int
+) -> None: ...

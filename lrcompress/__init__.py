@@ -1,0 +1,82 @@
+"""Make trained PyTorch networks smaller and faster by low-rank structure.
+
+plan  = lrc.plan(model, lrc.Budget(params=0.5), lrc.alds(), example_inputs=x)
+small = lrc.apply(model, plan)
+check = lrc.verify(model, small, x)
+lrc.save(small, plan, "out")
+again = lrc.load("out", model)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lrcompress.types import (
+    Budget,
+    BudgetError,
+    CompressionError,
+    FormatError,
+    LowRank,
+    Plan,
+    PlanError,
+    Recipe,
+    Verification,
+    WeightError,
+)
+
+if TYPE_CHECKING:
+    from lrcompress import nn as nn
+    from lrcompress import ops as ops
+    from lrcompress.calibrate import reestimate_batchnorm
+    from lrcompress.pipeline import apply, compress, load, load_plan, plan, save, verify
+    from lrcompress.presets import alds, lrank, svd, svd_energy
+    from lrcompress.rewrite import merge
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "CompressionError",
+    "FormatError",
+    "LowRank",
+    "Plan",
+    "PlanError",
+    "Recipe",
+    "Verification",
+    "WeightError",
+    "alds",
+    "apply",
+    "compress",
+    "load",
+    "load_plan",
+    "lrank",
+    "merge",
+    "plan",
+    "reestimate_batchnorm",
+    "save",
+    "svd",
+    "svd_energy",
+    "verify",
+]
+
+# Resolved at first use, so that `lrcompress --help` does not wait for torch.
+_LAZY = {
+    **dict.fromkeys(
+        ("apply", "compress", "load", "load_plan", "plan", "save", "verify"), "lrcompress.pipeline"
+    ),
+    **dict.fromkeys(("alds", "lrank", "svd", "svd_energy"), "lrcompress.presets"),
+    "merge": "lrcompress.rewrite",
+    "reestimate_batchnorm": "lrcompress.calibrate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("lrcompress")
+    if name in ("nn", "ops"):
+        return importlib.import_module(f"lrcompress.{name}")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'lrcompress' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "nn", "ops"]

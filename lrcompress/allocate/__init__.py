@@ -1,0 +1,7 @@
+"""Global steps: options of all layers and a limit -> one option a layer. Plain numbers, no torch."""
+
+from lrcompress.allocate.constant_ratio import ConstantRatio
+from lrcompress.allocate.minmax import MinMax
+from lrcompress.allocate.weighted_sum import WeightedSum
+
+__all__ = ["ConstantRatio", "MinMax", "WeightedSum"]

@@ -1,0 +1,54 @@
+"""Batch-norm statistics of a network whose weights have changed, from unlabelled inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lrcompress.calibrate.run import run
+from lrcompress.types import CompressionError
+
+
+def reestimate_batchnorm(
+    model: nn.Module,
+    batches: Iterable[Any],  # tensors, tuples of positional or mappings of keyword arguments; no labels
+) -> nn.Module:
+    """Replace the running mean and variance of every batch norm by their averages over the batches, in place.
+
+    Batch norms normalise with each batch's own statistics meanwhile, everything else runs in evaluation mode,
+    and all modes are put back. The order of batches does not matter. A model without batch norm is returned
+    untouched, without running. Returns ``model``.
+
+    Raises:
+        CompressionError: ``batches`` is empty; the statistics are then left as they were.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return model
+    momenta = [norm.momentum for norm in norms]
+    modes = [(module, module.training) for module in model.modules()]
+    before = [(norm, {name: buffer.clone() for name, buffer in norm.named_buffers()}) for norm in norms]
+    try:
+        model.eval()
+        for norm in norms:
+            norm.train()
+            norm.momentum = None  # the cumulative average
+            norm.reset_running_stats()
+        with torch.no_grad():
+            seen = sum(1 for batch in batches if (run(model, batch), True))
+        if not seen:
+            raise CompressionError("batches must hold at least one batch, got none")
+    except BaseException:
+        for norm, buffers in before:
+            norm.load_state_dict(buffers, strict=False)
+        raise
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
+    return model

@@ -1,0 +1,50 @@
+"""How often each layer runs, and what one sample costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lrcompress.calibrate.run import inference, observed, run, samples_in
+from lrcompress.types import Call
+
+
+def count_macs(model: nn.Module, inputs: Any) -> int:
+    """Count the multiply-accumulates of one sample's forward, matrix products of attention included."""
+    samples = samples_in(inputs)
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot see into its fused kernel
+    try:
+        with inference(model), FlopCounterMode(display=False) as counter:
+            run(model, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    flops: int = counter.get_total_flops()
+    return round(flops / 2 / samples)
+
+
+def observe_calls(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d],  # of the model
+    inputs: Any,
+) -> tuple[dict[str, tuple[Call, ...]], int]:
+    """Run the model once; return the calls of each layer that ran, and ``count_macs``."""
+    samples = samples_in(inputs)
+    calls: dict[str, tuple[Call, ...]] = {}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        spatial = layers[name].weight.ndim - 2
+        if spatial == 0:
+            call = Call(y[..., 0].numel() / samples)
+        else:
+            batch = y.shape[0] if y.ndim == spatial + 2 else 1
+            call = Call(batch / samples, tuple(x.shape[-spatial:]), tuple(y.shape[-spatial:]))
+        calls[name] = (*calls.get(name, ()), call)
+
+    with observed(layers, see):
+        macs = count_macs(model, inputs)
+    return calls, macs

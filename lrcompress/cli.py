@@ -1,0 +1,353 @@
+"""The command line: arguments -> pipeline -> report. torch is imported in commands, to keep help quick."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console, RenderableType
+
+from lrcompress.types import Budget, CompressionError, Plan, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PIPED_WIDTH = 160  # columns of a table that is not shown on a terminal
+EXCEEDED = 3  # exit code
+
+
+class Preset(str, Enum):
+    """The published methods."""
+
+    alds = "alds"
+    svd = "svd"
+    svd_energy = "svd_energy"
+    lrank = "lrank"
+
+
+class ErrorKind(str, Enum):
+    """The error that ALDS minimises."""
+
+    released = "released"
+    bound = "bound"
+    sum_bound = "sum_bound"
+    exact = "exact"
+    frobenius = "frobenius"
+
+
+class Commands(typer.core.TyperGroup):
+    """The commands; what a user can mend becomes one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command line."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (CompressionError, OSError) as error:
+            if ctx.params["traceback"]:
+                raise
+            typer.echo(f"lrcompress: error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done; 1 an error that you can mend, said on stderr; 2 wrong usage; "
+    "3 verify found a larger error than --max-error.",
+)
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="package.module:factory, a Module or a function that returns one; looked up here too.",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(help="Weights of the model.", metavar="FILE.safetensors", exists=True, dir_okay=False),
+]
+DeviceOption = Annotated[str, typer.Option(help="Where the model and its inputs live, such as cuda.")]
+ShapesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", metavar="1,3,32,32", help="Shape of a random example input; repeat for several arguments."
+    ),
+]
+InputsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file that holds one tensor: the input.",
+        metavar="FILE.safetensors",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+ParamsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="AMOUNT", help="Parameters to keep: a fraction with a dot (0.5), or a count (120000)."
+    ),
+]
+MacsOption = Annotated[
+    str | None,
+    typer.Option(metavar="AMOUNT", help="Multiply-accumulates to keep for one sample; needs an input."),
+]
+PresetOption = Annotated[Preset, typer.Option(help="The method.")]
+ErrorOption = Annotated[
+    ErrorKind | None, typer.Option(help="The error that alds minimises; by default released.")
+]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Layers to leave alone, such as 'head.*'; repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+
+
+def main() -> None:
+    """Run the command line: the console script and ``python -m lrcompress``."""
+    app(prog_name="lrcompress")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lrcompress {importlib.import_module('lrcompress').__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def lrcompress(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit."),
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+) -> None:
+    """Make trained PyTorch networks smaller and faster by low-rank structure."""
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the report and the artefact.")
+    ] = Path("demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.")] = 12,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a small network on handwritten digits, compress it in several ways, and compare."""
+    from lrcompress import demo as demonstration
+    from lrcompress.report import sheet_table
+
+    result = demonstration.run(output, epochs, Console(stderr=True))
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    _print(sheet_table(demonstration.comparison(result.rows)))
+    typer.echo(result.closing_words())
+
+
+@app.command()
+def plan(
+    model: ModelArgument,
+    params: ParamsOption = None,
+    macs: MacsOption = None,
+    preset: PresetOption = Preset.alds,
+    error: ErrorOption = None,
+    ignore: IgnoreOption = None,
+    weights: WeightsOption = None,
+    shapes: ShapesOption = None,
+    inputs: InputsOption = None,
+    device: DeviceOption = "cpu",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PLAN.json", help="Write the plan.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose ranks for a budget and show them; --json prints what -o writes."""
+    from lrcompress import sources
+    from lrcompress.report import plan_table
+
+    budget, recipe = _budget(params, macs), _recipe(preset, error)
+    network = sources.load_model(model, weights, device)
+    examples = sources.load_inputs(network, shapes, inputs, device)
+    made = _make_plan(network, budget, recipe, examples, ignore)
+    if output is not None:
+        output.write_text(made.to_json() + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(made.to_json())
+    else:
+        _print(plan_table(made))
+
+
+@app.command()
+def compress(
+    model: ModelArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the artefact.")
+    ],
+    params: ParamsOption = None,
+    macs: MacsOption = None,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="PLAN.json", exists=True, help="A plan, in place of a budget."),
+    ] = None,
+    preset: PresetOption = Preset.alds,
+    error: ErrorOption = None,
+    ignore: IgnoreOption = None,
+    weights: WeightsOption = None,
+    shapes: ShapesOption = None,
+    inputs: InputsOption = None,
+    device: DeviceOption = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show, but write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress a model into a folder, from a budget or from a plan."""
+    from lrcompress import pipeline, sources
+    from lrcompress.report import plan_table
+
+    if plan_file is not None and any((params, macs, error, ignore)):
+        raise typer.BadParameter("a plan has its budget, error and ignored layers", param_hint="--plan")
+    network = sources.load_model(model, weights, device)
+    if plan_file is not None:
+        made = _read_plan(plan_file)
+    else:
+        examples = sources.load_inputs(network, shapes, inputs, device)
+        made = _make_plan(network, _budget(params, macs), _recipe(preset, error), examples, ignore)
+    with sources.step("compressing"):
+        small = pipeline.apply(network, made)  # in a dry run too: it refuses what does not fit
+    if not dry_run:
+        pipeline.save(small, made, output)
+    size = None if dry_run else sum(file.stat().st_size for file in output.iterdir())
+    if as_json:
+        facts = {"artefact": str(output), "dry_run": dry_run, "bytes": size}
+        costs = {name: getattr(made, name) for name in ("params", "params_after", "macs", "macs_after")}
+        _print_json({**facts, **costs, "plan": json.loads(made.to_json())})
+        return
+    _print(plan_table(made))
+    typer.echo(f"would write {output}" if size is None else f"wrote {output}: {size / 1000:.1f} kB")
+
+
+@app.command()
+def verify(
+    model: ModelArgument,
+    artefact: Annotated[
+        Path, typer.Option(metavar="FOLDER", exists=True, file_okay=False, help="What compress wrote.")
+    ],
+    weights: WeightsOption = None,
+    shapes: ShapesOption = None,
+    inputs: InputsOption = None,
+    device: DeviceOption = "cpu",
+    max_error: Annotated[
+        float | None, typer.Option(min=0, help="Exit with 3 if the output error is larger.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare an artefact with the original model on the same inputs."""
+    from lrcompress import pipeline, sources
+    from lrcompress.report import verification_table
+
+    network = sources.load_model(model, weights, device)
+    examples = sources.load_inputs(network, shapes, inputs, device)
+    if examples is None:
+        raise typer.BadParameter("verifying needs --input or --inputs", param_hint="--input")
+    with sources.step("verifying"):
+        found = pipeline.verify(network, pipeline.load(artefact, network, device=device), examples)
+    exceeded = max_error is not None and not found.output_error <= max_error  # nan exceeds every bound
+    if as_json:
+        _print_json({**found.to_dict(), "max_error": max_error, "exceeded": exceeded})
+    else:
+        _print(verification_table(found))
+    if exceeded:
+        typer.echo(f"lrcompress: output error {found.output_error:.4g} exceeds {max_error:.4g}", err=True)
+        raise typer.Exit(EXCEEDED)
+
+
+@app.command()
+def report(
+    source: Annotated[Path, typer.Argument(exists=True, help="A plan (JSON) or an artefact's folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="REPORT.html", help="The file to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a plan as one HTML file with tables and plots."""
+    from lrcompress.report import write_html
+
+    write_html(output, _read_plan(source), title=f"Compression report: {source.name}")
+    if as_json:
+        _print_json({"report": str(output)})
+    else:
+        typer.echo(f"wrote {output}")
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what was built, what is installed, and what is missing; exit with 1 if it cannot work."""
+    from lrcompress import doctor as examination
+    from lrcompress.report import facts_table
+
+    found = examination.examine()
+    if as_json:
+        _print_json(found)
+    else:
+        _print(facts_table(examination.facts(found)))
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+def _budget(params: str | None, macs: str | None) -> Budget:
+    """Read the budget options; exactly one must be given."""
+    given = {name: text for name, text in (("params", params), ("macs", macs)) if text is not None}
+    if len(given) != 1:
+        raise typer.BadParameter("give a budget: exactly one of --params and --macs", param_hint="--params")
+    ((name, text),) = given.items()
+    try:
+        return Budget(**{name: int(text) if text.isdecimal() else float(text)})
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=f"--{name}") from None
+
+
+def _recipe(preset: Preset, error: ErrorKind | None) -> Recipe:
+    from lrcompress import presets
+
+    if error is None:
+        chosen: Recipe = getattr(presets, preset.value)()
+        return chosen
+    if preset is not Preset.alds:
+        raise typer.BadParameter(f"{preset.value} has an error of its own", param_hint="--error")
+    return presets.alds(error=error.value)
+
+
+def _make_plan(
+    network: nn.Module, budget: Budget, recipe: Recipe, inputs: Any, ignore: list[str] | None
+) -> Plan:
+    from lrcompress import pipeline, sources
+
+    with sources.step("planning"):
+        return pipeline.plan(network, budget, recipe, example_inputs=inputs, ignore=ignore or ())
+
+
+def _read_plan(source: Path) -> Plan:
+    """Read a plan from its JSON file or from an artefact's folder."""
+    if source.is_dir():
+        from lrcompress import pipeline
+
+        return pipeline.load_plan(source)
+    return Plan.from_json(source.read_text(encoding="utf-8"))
+
+
+def _print(renderable: RenderableType) -> None:
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(renderable)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=1, allow_nan=False))

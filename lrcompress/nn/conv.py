@@ -1,0 +1,171 @@
+"""A convolution as two: an encoder to a few channels and a decoder, the kernel's axes shared out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrcompress.types import encoder_axes
+
+Size = int | Sequence[int]
+
+
+class _Part(NamedTuple):
+    """Geometry of the encoder or of the decoder: what the other part owns is 1, or 0 for padding."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]  # before and after, for each axis
+    dilation: tuple[int, ...]
+
+
+class _LowRankConv(nn.Module):
+    """Convolve with V, then with U: abstract over the number of spatial axes.
+
+    The encoder V [conv_groups groups rank, in / conv_groups / groups, *kernel] has ``conv_groups x groups``
+    groups, the decoder U [out, groups rank, *kernel] has ``conv_groups``; ``scheme`` says which of them spans
+    an axis of the kernel (0: encoder all, 1: encoder the width, 2: encoder the height, 3: decoder all) and
+    with it takes that axis's stride, padding and dilation. ``padding_mode`` holds for both, the bias is the
+    decoder's.
+    """
+
+    axes: int
+    convolve: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        rank: int,
+        groups: int = 1,
+        *,
+        scheme: int = 0,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        conv_groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if (
+            conv_groups < 1
+            or out_channels % conv_groups
+            or in_channels % (conv_groups * max(groups, 1))
+            or groups < 1
+        ):
+            raise ValueError(
+                f"conv_groups must divide out_channels={out_channels} and conv_groups x groups in_channels="
+                f"{in_channels}, got conv_groups={conv_groups}, groups={groups}"
+            )
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        self.in_channels, self.out_channels, self.rank, self.groups = in_channels, out_channels, rank, groups
+        self.scheme, self.conv_groups, self.padding_mode = scheme, conv_groups, padding_mode
+        self.kernel_size = self._each(kernel_size)
+        self.stride, self.dilation = self._each(stride), self._each(dilation)
+        self.padding = padding if isinstance(padding, str) else self._each(padding)
+        mine = encoder_axes(scheme, self.axes)
+        self.encoder, self.decoder = self._part(mine), self._part(tuple(not own for own in mine))
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        inner = conv_groups * groups
+        self.U = nn.Parameter(torch.empty(out_channels, groups * rank, *self.decoder.kernel, **made))
+        self.V = nn.Parameter(torch.empty(inner * rank, in_channels // inner, *self.encoder.kernel, **made))
+        self.bias = nn.Parameter(torch.empty(out_channels, **made)) if bias else None
+        self.reset_parameters()
+
+    def _each(self, size: Size) -> tuple[int, ...]:
+        """Spread one size over all axes."""
+        return (size,) * self.axes if isinstance(size, int) else tuple(size)
+
+    def _part(self, mine: tuple[bool, ...]) -> _Part:
+        """Return the geometry of the part that owns the given axes."""
+        if self.padding == "same":
+            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            both = [(t // 2, t - t // 2) for t in total]
+        else:
+            both = [(0, 0)] * self.axes if isinstance(self.padding, str) else [(p, p) for p in self.padding]
+        return _Part(
+            tuple(k if own else 1 for k, own in zip(self.kernel_size, mine, strict=True)),
+            tuple(s if own else 1 for s, own in zip(self.stride, mine, strict=True)),
+            tuple(p if own else (0, 0) for p, own in zip(both, mine, strict=True)),
+            tuple(d if own else 1 for d, own in zip(self.dilation, mine, strict=True)),
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw both factors so that the outputs vary as those of a new convolution do."""
+        nn.init.kaiming_uniform_(self.V, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.U, nonlinearity="linear")
+        if self.bias is not None:
+            fan_in = self.in_channels // self.conv_groups * math.prod(self.kernel_size)
+            nn.init.uniform_(self.bias, -1 / math.sqrt(max(fan_in, 1)), 1 / math.sqrt(max(fan_in, 1)))
+
+    def dense_weight(self) -> Tensor:  # [out, in / conv_groups, *kernel]
+        """Multiply the factors out."""
+        outer = (self.conv_groups, self.out_channels // self.conv_groups, self.groups, self.rank)
+        U = self.U.reshape(*outer, *self.decoder.kernel).flatten(4)
+        V = self.V.unflatten(0, (self.conv_groups, self.groups, self.rank)).flatten(4)
+        product = torch.einsum("gokjd,gkjne->gokned", U, V)
+        sizes = [*self.encoder.kernel, *self.decoder.kernel]
+        weight = product.reshape(self.out_channels, -1, *sizes)
+        pairs = [axis for i in range(self.axes) for axis in (2 + i, 2 + self.axes + i)]
+        return weight.permute(0, 1, *pairs).reshape(self.out_channels, -1, *self.kernel_size)
+
+    def forward(
+        self,
+        x: Tensor,  # [batch, in_channels, *size], or without the batch
+    ) -> Tensor:  # [batch, out_channels, *size]
+        """Apply the layer."""
+        z = self._run(self.encoder, x, self.V, None, self.conv_groups * self.groups)
+        return self._run(self.decoder, z, self.U, self.bias, self.conv_groups)
+
+    def _run(self, part: _Part, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """Pad and convolve; symmetric zeros go to the convolution itself."""
+        padding: tuple[int, ...] = tuple(before for before, _ in part.padding)
+        if any(map(sum, part.padding)) and (
+            self.padding_mode != "zeros" or any(before != after for before, after in part.padding)
+        ):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = F.pad(x, [side for pair in reversed(part.padding) for side in pair], mode=mode)
+            padding = (0,) * self.axes
+        return type(self).convolve(x, weight, bias, part.stride, padding, part.dilation, groups)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"
+        text += f", groups={self.groups}, scheme={self.scheme}, stride={self.stride}, padding={self.padding}"
+        text += f", dilation={self.dilation}, conv_groups={self.conv_groups}, bias={self.bias is not None}"
+        return text + (f", padding_mode={self.padding_mode}" if self.padding_mode != "zeros" else "")
+
+
+class LowRankConv1d(_LowRankConv):
+    """A 1-D convolution in two parts; see ``LowRankConv2d``. Only scheme 0."""
+
+    axes = 1
+    convolve = staticmethod(F.conv1d)
+
+
+class LowRankConv2d(_LowRankConv):
+    """A 2-D convolution in two parts, ``conv(conv(x, V), U) + bias``, a drop-in for ``nn.Conv2d``.
+
+    ``rank`` is the rank of each of the ``groups`` slices of an existing group's input channels. Full rank is
+    ``min(out / conv_groups x decoder area, in / conv_groups / groups x encoder area)``.
+    """
+
+    axes = 2
+    convolve = staticmethod(F.conv2d)
+
+
+class LowRankConv3d(_LowRankConv):
+    """A 3-D convolution in two parts; see ``LowRankConv2d``. Only scheme 0."""
+
+    axes = 3
+    convolve = staticmethod(F.conv3d)

@@ -1,0 +1,75 @@
+"""A linear layer as the product of two."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LowRankLinear(nn.Module):
+    """Apply ``y = U V x + b`` with V block-diagonal over ``groups`` equal slices of the input features.
+
+    U is [out_features, groups rank], V is [groups rank, in_features / groups]. Full rank is
+    ``min(out_features, in_features / groups)``. A drop-in for ``nn.Linear``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        groups: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if groups < 1 or in_features % groups:
+            raise ValueError(f"groups must divide in_features={in_features}, got {groups}")
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        self.in_features, self.out_features = in_features, out_features
+        self.rank, self.groups = rank, groups
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.U = nn.Parameter(torch.empty(out_features, groups * rank, **made))
+        self.V = nn.Parameter(torch.empty(groups * rank, in_features // groups, **made))
+        self.bias = nn.Parameter(torch.empty(out_features, **made)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw both factors so that the outputs vary as those of a new ``nn.Linear`` do."""
+        nn.init.kaiming_uniform_(self.V, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.U, nonlinearity="linear")
+        if self.bias is not None:
+            bound = 1 / math.sqrt(max(self.in_features, 1))
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def dense_weight(self) -> Tensor:  # [out_features, in_features]
+        """Multiply the factors out."""
+        U = self.U.unflatten(1, (self.groups, self.rank))
+        V = self.V.unflatten(0, (self.groups, self.rank))
+        return torch.einsum("okj,kjn->okn", U, V).flatten(1)
+
+    def forward(
+        self,
+        x: Tensor,  # [..., in_features]
+    ) -> Tensor:  # [..., out_features]
+        """Apply the layer."""
+        if self.groups == 1:
+            z = F.linear(x, self.V)
+        else:
+            slices = x.reshape(-1, self.groups, self.in_features // self.groups).transpose(0, 1)
+            z = torch.bmm(slices, self.V.unflatten(0, (self.groups, self.rank)).mT)
+            z = z.transpose(0, 1).reshape(*x.shape[:-1], self.groups * self.rank)
+        return F.linear(z, self.U, self.bias)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(model)``."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, "
+            f"groups={self.groups}, bias={self.bias is not None}"
+        )

@@ -1,0 +1,7 @@
+"""The contract of every kernel: check, allocate, call. ``ops.reference`` is the same in plain torch."""
+
+from lrcompress.ops.singular_values import singular_values
+from lrcompress.ops.symmetric_eigenvalues import symmetric_eigenvalues
+from lrcompress.ops.truncated_svd import truncated_svd
+
+__all__ = ["singular_values", "symmetric_eigenvalues", "truncated_svd"]

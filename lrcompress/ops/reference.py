@@ -1,0 +1,36 @@
+"""Every op in plain torch and float64: the truth that tests compare with."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def singular_values(
+    matrices: Sequence[Tensor],  # each [rows, columns]
+    groups: Sequence[Iterable[int]],  # of each matrix
+) -> list[dict[int, Tensor]]:  # of each matrix: groups -> [groups, rank]
+    """Compute the singular values of each block of columns by a full SVD."""
+    return [
+        {count: torch.linalg.svdvals(torch.stack(matrix.double().chunk(count, 1))) for count in counts}
+        for matrix, counts in zip(matrices, groups, strict=True)
+    ]
+
+
+def truncated_svd(
+    matrices: Sequence[Tensor],  # each [batch, rows, columns]
+    ranks: Sequence[int],
+) -> list[tuple[Tensor, Tensor, Tensor]]:  # U [batch, rows, rank], S [batch, rank], V [batch, rank, columns]
+    """Truncate the full SVD of each matrix."""
+    factors = []
+    for matrix, rank in zip(matrices, ranks, strict=True):
+        left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+        factors.append((left[..., :rank], values[..., :rank], right[..., :rank, :]))
+    return factors
+
+
+def symmetric_eigenvalues(
+    matrices: Sequence[Tensor],  # each [side, side], symmetric
+) -> list[Tensor]:  # each [side], ascending
+    """Compute the eigenvalues of each matrix."""
+    return [torch.linalg.eigvalsh(matrix.double()) for matrix in matrices]

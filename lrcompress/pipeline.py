@@ -1,0 +1,287 @@
+"""The story of a compression: plan, apply, verify, save, load. The only file that knows the order."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lrcompress import calibrate, codec, presets, rewrite
+from lrcompress.factorize import svd_factors
+from lrcompress.types import (
+    Budget,
+    BudgetError,
+    Call,
+    FormatError,
+    LayerCheck,
+    LayerPlan,
+    Option,
+    OptionTable,
+    Plan,
+    PlanError,
+    Recipe,
+    Tradeoff,
+    Verification,
+)
+
+_CURVE_POINTS = 32  # of a layer's error curve kept in a plan: enough for a plot, small enough for JSON
+_TRADEOFF_POINTS = 24
+
+
+def plan(
+    model: nn.Module,
+    budget: Budget,
+    recipe: Recipe | None = None,  # None: presets.alds()
+    *,
+    example_inputs: Any = None,  # a tensor, a tuple of positional or a mapping of keyword arguments
+    ignore: Sequence[str] = (),  # shell patterns of layer names to leave alone
+) -> Plan:
+    """Choose for every compressible layer how to factor it, or to keep it dense.
+
+    Linear and Conv1d/2d/3d layers are considered; whatever else has a weight matrix is listed in
+    ``left_alone`` with the reason. ``example_inputs`` are run once, in evaluation mode, to count
+    multiply-accumulates. Deterministic.
+
+    Raises:
+        BudgetError: the budget cannot be met; the message says the least possible.
+        WeightError: a weight is not finite, or on the meta device; the message names the layer.
+        PlanError: a budget in MACs without example inputs.
+    """
+    recipe = recipe or presets.alds()
+    if budget.cost == "macs" and example_inputs is None:
+        raise PlanError("a budget in macs needs example_inputs, to know how often each layer runs")
+    modules, left_alone = rewrite.survey(model, ignore)
+    calls: dict[str, tuple[Call, ...]] = {}
+    macs = 0
+    if example_inputs is not None:
+        calls, macs = calibrate.observe_calls(model, modules, example_inputs)
+        for name in modules.keys() - calls.keys():
+            reason = "its forward did not run on the example inputs"
+            left_alone.append(rewrite.left_out(name, modules.pop(name), reason))
+    for name, module in modules.items():
+        rewrite.check_weight(name, module.weight)
+    layers = tuple(rewrite.describe(name, module, calls.get(name, ())) for name, module in modules.items())
+    tables = recipe.local_step(layers, tuple(module.weight.detach() for module in modules.values()))
+    params = rewrite.count_params(model)
+    total = params if budget.cost == "params" else macs
+    fixed = total - sum(getattr(layer, budget.cost) for layer in layers)
+    _check_reachable(budget, tables, fixed, total)
+    rows = recipe.global_step(tables, budget.cost, budget.limit(total) - fixed)
+    entries = tuple(
+        LayerPlan(layer, table[row], _curve(table, budget.cost, row))
+        for layer, table, row in zip(layers, tables, rows, strict=True)
+    )
+    tradeoff = _tradeoff(recipe, tables, budget.cost, fixed, total)
+    return Plan(str(recipe), budget, params, macs, entries, tuple(left_alone), tradeoff)
+
+
+def _least(tables: list[OptionTable], cost: str) -> int:
+    """Return what the cheapest option of every layer costs together."""
+    return sum(int(table.cost(cost).min()) for table in tables)
+
+
+def _check_reachable(budget: Budget, tables: list[OptionTable], fixed: int, total: int) -> None:
+    """Refuse a budget below the cheapest options and what is left alone."""
+    least = fixed + _least(tables, budget.cost)
+    if least > budget.limit(total):
+        raise BudgetError(
+            f"budget {budget} allows {budget.limit(total)} {budget.cost}, the least possible is {least} of "
+            f"{total} ({least / max(total, 1):.4f}); {fixed} of them belong to what is left alone"
+        )
+
+
+def _curve(table: OptionTable, cost: str, row: int) -> tuple[Option, ...]:
+    """Keep evenly spaced points of a layer's front, and the chosen option, in the order of their cost."""
+    front = table.front(cost)
+    spaced = np.linspace(0, len(front) - 1, min(len(front), _CURVE_POINTS)).round().astype(int)
+    kept = np.union1d(front[spaced], [row])
+    return tuple(table[int(i)] for i in kept[np.argsort(table.cost(cost)[kept], kind="stable")])
+
+
+def _tradeoff(
+    recipe: Recipe, tables: list[OptionTable], cost: str, fixed: int, total: int
+) -> tuple[Tradeoff, ...]:
+    """Solve the global step for budgets from the least possible to the whole model."""
+    if not tables or not total:
+        return ()
+    points = []
+    for limit in np.linspace(fixed + _least(tables, cost), total, _TRADEOFF_POINTS).astype(int):
+        rows = recipe.global_step(tables, cost, int(limit) - fixed)
+        errors = [float(table.error[row]) for table, row in zip(tables, rows, strict=True)]
+        points.append(Tradeoff(int(limit) / total, recipe.global_step.objective(errors)))
+    return tuple(points)
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+) -> nn.Module:
+    """Return a copy of the model with its planned layers factored; ``model`` is untouched.
+
+    Factors keep the dtype, device, mode and ``requires_grad`` of the weights that they replace. What was
+    chosen dense is copied. Before a layer is replaced, its factors are multiplied out and compared with the
+    weight.
+
+    Raises:
+        PlanError: the plan does not fit the model; the message names the layer and both shapes.
+        WeightError: a weight is not finite, or on the meta device.
+    """
+    old = rewrite.check_fits(model, plan)
+    entries = [entry for entry in plan if entry.choice.config is not None]
+    for name, module in old.items():
+        rewrite.check_weight(name, module.weight)
+    layers = [entry.layer for entry in entries]
+    configs = [entry.choice.config for entry in entries if entry.choice.config is not None]
+    factors = svd_factors(layers, [old[layer.name].weight for layer in layers], configs)
+    new = {}
+    for layer, config, found in zip(layers, configs, factors, strict=True):
+        new[layer.name] = rewrite.factored(old[layer.name], config)
+        rewrite.fill_factors(layer.name, new[layer.name], old[layer.name], found.U, found.V, found.error)
+    return rewrite.replaced(model, new)
+
+
+def compress(
+    model: nn.Module,
+    budget: Budget,
+    recipe: Recipe | None = None,
+    *,
+    example_inputs: Any = None,
+    ignore: Sequence[str] = (),
+) -> tuple[nn.Module, Plan]:
+    """Plan and apply in one call. Raises what ``plan`` and ``apply`` raise."""
+    made = plan(model, budget, recipe, example_inputs=example_inputs, ignore=ignore)
+    return apply(model, made), made
+
+
+def verify(
+    model: nn.Module,
+    small: nn.Module,
+    inputs: Any,  # a tensor, a tuple of positional or a mapping of keyword arguments
+) -> Verification:
+    """Measure what compression changed on the given inputs, for the whole model and layer by layer.
+
+    Each replaced layer is run on the inputs that the original layer saw. Both models run in evaluation mode
+    and are left as they were.
+
+    Raises:
+        PlanError: the two models' outputs differ in number or shape.
+    """
+    modules = dict(model.named_modules())
+    pairs = {name: new for name, new in small.named_modules() if rewrite.is_factored(new) and name in modules}
+    pairs = {name: new for name, new in pairs.items() if not rewrite.is_factored(modules[name])}
+    squares = {name: [0.0, 0.0] for name in pairs}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        squares[name][0] += float((pairs[name](x) - y).double().square().sum())
+        squares[name][1] += float(y.double().square().sum())
+
+    with calibrate.inference(model), calibrate.inference(small):
+        with calibrate.observed({name: modules[name] for name in pairs}, see):
+            before = _outputs(calibrate.run(model, inputs))
+        after = _outputs(calibrate.run(small, inputs))
+    shapes = [[tuple(y.shape) for y in each] for each in (before, after)]
+    if shapes[0] != shapes[1]:
+        raise PlanError(f"outputs must keep their shapes {shapes[0]}, got {shapes[1]}")
+    difference = [(b - a).double() for a, b in zip(before, after, strict=True)]
+    change = sum(float(d.square().sum()) for d in difference)
+    logits = before[0] if len(before) == 1 and before[0].ndim == 2 and before[0].shape[1] > 1 else None
+    return Verification(
+        samples=calibrate.samples_in(inputs),
+        output_error=_ratio(change, sum(float(y.double().square().sum()) for y in before)),
+        max_difference=max((float(d.abs().max()) for d in difference if d.numel()), default=0.0),
+        agreement=None if logits is None else float((logits.argmax(1) == after[0].argmax(1)).double().mean()),
+        params_before=rewrite.count_params(model),
+        params_after=rewrite.count_params(small),
+        macs_before=calibrate.count_macs(model, inputs),
+        macs_after=calibrate.count_macs(small, inputs),
+        layers=tuple(
+            LayerCheck(
+                name,
+                type(modules[name]).__name__,
+                rewrite.count_params(modules[name]),
+                rewrite.count_params(pairs[name]),
+                _ratio(*squares[name]),
+            )
+            for name in pairs
+        ),
+    )
+
+
+def _outputs(outputs: Any) -> list[Tensor]:
+    """Return the floating tensors among a model's outputs."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _ratio(change: float, size: float) -> float:
+    """Return sqrt(change / size); nan when the original is all zero and the change is not."""
+    return (change / size) ** 0.5 if size else (0.0 if change == 0 else math.nan)
+
+
+def save(
+    model: nn.Module,  # what `apply` returned, fine-tuned or not
+    plan: Plan,
+    path: str | Path,
+) -> None:
+    """Write the folder ``path``: config.json and one safetensors file, no pickle.
+
+    Factors are stored as ordinary tensors ``<layer>.U`` and ``<layer>.V``. An artefact already there is
+    replaced in one step: whatever happens meanwhile, the folder holds the old one or the new one, whole.
+
+    Raises:
+        PlanError: the model is not what the plan makes; the message names the layer.
+    """
+    rewrite.check_applied(model, plan)
+    named, extra = rewrite.named_tensors(model)
+    tensors, aliases = codec.storable(named)
+    versions = {
+        "lrcompress": version("lrcompress"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    codec.write(path, codec.Artefact(plan, tensors, aliases, extra), versions)
+
+
+def load(
+    path: str | Path,
+    model: nn.Module,  # any instance of the original architecture, on the meta device too; untouched
+    *,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Rebuild a compressed model from its folder and the original architecture.
+
+    Raises:
+        FormatError: the artefact is incomplete, damaged, or its tensors are not those of this architecture.
+        PlanError: the stored plan does not fit ``model``; the message names the layer and both shapes.
+    """
+    artefact = codec.read(path)
+    old = rewrite.check_fits(model, artefact.plan)
+    new = {
+        entry.layer.name: rewrite.factored(old[entry.layer.name], entry.choice.config)
+        for entry in artefact.plan
+        if entry.choice.config is not None
+    }
+    tensors = {name: tensor.to(device) for name, tensor in artefact.tensors.items()}
+    tensors |= {alias: tensors[name] for alias, name in artefact.aliases.items()}
+    hollow = rewrite.replaced(model, new, hollow=True)
+    try:
+        rewrite.fill(hollow, tensors, artefact.buffers)
+    except PlanError as error:
+        raise FormatError(f"{path}: {error}") from None
+    return hollow
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Return the plan stored in an artefact.
+
+    Raises:
+        FormatError: the artefact is incomplete or damaged.
+    """
+    return codec.read_plan(path)

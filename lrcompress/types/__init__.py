@@ -1,0 +1,33 @@
+"""The values that travel between rooms: frozen dataclasses, validation only, no torch."""
+
+from lrcompress.types.errors import BudgetError, CompressionError, FormatError, PlanError, WeightError
+from lrcompress.types.layer import Call, Layer, LowRank, Option, OptionTable, encoder_axes
+from lrcompress.types.plan import Budget, LayerPlan, LeftAlone, Plan, Tradeoff, from_plain, to_plain
+from lrcompress.types.recipe import GlobalStep, LocalStep, Recipe
+from lrcompress.types.verification import LayerCheck, Verification
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "Call",
+    "CompressionError",
+    "FormatError",
+    "GlobalStep",
+    "Layer",
+    "LayerCheck",
+    "LayerPlan",
+    "LeftAlone",
+    "LocalStep",
+    "LowRank",
+    "Option",
+    "OptionTable",
+    "Plan",
+    "PlanError",
+    "Recipe",
+    "Tradeoff",
+    "Verification",
+    "WeightError",
+    "encoder_axes",
+    "from_plain",
+    "to_plain",
+]

@@ -1,0 +1,228 @@
+"""A budget, and the plan that meets it: immutable, printable, editable, JSON both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lrcompress.types.errors import BudgetError, CompressionError, PlanError
+from lrcompress.types.layer import Layer, LowRank, Option
+
+PLAN_FORMAT = 1  # raised whenever plans written before could no longer be read
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of the whole model may be KEPT: a fraction (float in (0, 1]) or a count (int).
+
+    ``params`` counts every parameter of the model, ``macs`` the multiply-accumulates of one sample's forward.
+
+    Raises:
+        BudgetError: not exactly one of the two, or not a positive finite number.
+    """
+
+    params: float | int | None = None
+    macs: float | int | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("params", "macs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise BudgetError(f"give exactly one of params= and macs=, got {given or 'none'}")
+        value = getattr(self, given[0])
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise BudgetError(f"{given[0]} must be a finite number, got {value!r}")
+        if value <= 0:
+            raise BudgetError(f"{given[0]} must be positive, got {value}")
+        if isinstance(value, float) and value > 1:
+            raise BudgetError(f"{given[0]} must be a fraction in (0, 1] or an int count, got {value}")
+
+    @property
+    def cost(self) -> str:
+        """What is bounded: ``"params"`` or ``"macs"``."""
+        return "params" if self.params is not None else "macs"
+
+    def limit(self, total: int) -> int:
+        """Largest cost allowed to a model that costs ``total``."""
+        value: float | int = getattr(self, self.cost)
+        return math.floor(value * total) if isinstance(value, float) else value
+
+    def __str__(self) -> str:
+        return f"{self.cost}={getattr(self, self.cost)}"
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A module that keeps its weights, and why."""
+
+    name: str
+    kind: str
+    params: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer's choice, with the thinned error curve that it was chosen from."""
+
+    layer: Layer
+    choice: Option
+    curve: tuple[Option, ...] = ()  # along the Pareto front, cost rising
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """What another budget would have cost: the fraction kept and the objective reached."""
+
+    fraction: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of each layer; ``edit`` and ``keep_dense`` return changed copies."""
+
+    recipe: str
+    budget: Budget
+    params: int  # of the whole model, before
+    macs: int  # of the whole model for one sample, before; 0 without example inputs
+    layers: tuple[LayerPlan, ...]
+    left_alone: tuple[LeftAlone, ...] = ()
+    tradeoff: tuple[Tradeoff, ...] = ()
+
+    @property
+    def params_after(self) -> int:
+        """Parameters of the whole model once the plan is applied."""
+        return self.params - sum(entry.layer.params - entry.choice.params for entry in self.layers)
+
+    @property
+    def macs_after(self) -> int:
+        """Multiply-accumulates of the whole model for one sample once the plan is applied."""
+        return self.macs - sum(entry.layer.macs - entry.choice.macs for entry in self.layers)
+
+    @property
+    def error(self) -> float:
+        """Largest error of a layer, in the unit of the recipe's local step."""
+        return max((entry.choice.error for entry in self.layers), default=0.0)
+
+    def __getitem__(self, name: str) -> LayerPlan:
+        for entry in self.layers:
+            if entry.layer.name == name:
+                return entry
+        raise PlanError(f"the plan has no layer {name!r}; it has {[e.layer.name for e in self.layers]}")
+
+    def __iter__(self) -> Iterator[LayerPlan]:
+        return iter(self.layers)
+
+    def edit(self, name: str, *, scheme: int = 0, groups: int = 1, rank: int) -> Plan:
+        """Return a plan with another configuration for one layer; its error is nan (not evaluated).
+
+        Raises:
+            PlanError: no such layer, or a configuration that the layer cannot take.
+        """
+        return self._with_choice(name, self[name].layer.option(LowRank(scheme, groups, rank)))
+
+    def keep_dense(self, name: str) -> Plan:
+        """Return a plan that leaves one layer as it is.
+
+        Raises:
+            PlanError: no such layer.
+        """
+        return self._with_choice(name, self[name].layer.dense)
+
+    def _with_choice(self, name: str, choice: Option) -> Plan:
+        layers = (
+            dataclasses.replace(entry, choice=choice) if entry.layer.name == name else entry for entry in self
+        )
+        return dataclasses.replace(self, layers=tuple(layers))
+
+    def to_json(self) -> str:
+        """Return JSON text that ``Plan.from_json`` reads back to an equal plan."""
+        return json.dumps({"plan_format": PLAN_FORMAT, **to_plain(self)}, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back.
+
+        Raises:
+            PlanError: not a plan, another format, or a choice that a layer cannot take or prices differently.
+        """
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"a plan must be JSON: {error}") from None
+        if not isinstance(fields, dict) or fields.get("plan_format") != PLAN_FORMAT:
+            found = fields.get("plan_format") if isinstance(fields, dict) else type(fields).__name__
+            raise PlanError(f"plan_format must be {PLAN_FORMAT}, got {found!r}")
+        plan: Plan = from_plain(cls, {key: value for key, value in fields.items() if key != "plan_format"})
+        for entry in plan:
+            config = entry.choice.config
+            priced = entry.layer.option(config) if config else entry.layer.dense
+            if (priced.params, priced.macs) != (entry.choice.params, entry.choice.macs):
+                raise PlanError(
+                    f"layer {entry.layer.name!r}: {config or 'dense'} costs {priced}, got {entry.choice}"
+                )
+        return plan
+
+    def __str__(self) -> str:
+        width = max([len("layer"), *(len(entry.layer.name) for entry in self)])
+        rows = [f"{'layer':<{width}}  {'weight':<16} {'choice':<32} {'params':>18} {'error':>8}"]
+        for entry in self:
+            shape = "x".join(map(str, entry.layer.weight_shape))
+            size = f"{entry.layer.params} -> {entry.choice.params}"
+            choice = str(entry.choice.config or "dense")
+            rows.append(
+                f"{entry.layer.name:<{width}}  {shape:<16} {choice:<32} {size:>18} {entry.choice.error:>8.4f}"
+            )
+        rows += [f"left alone: {item.name} ({item.kind}): {item.reason}" for item in self.left_alone]
+        kept = f"params {self.params} -> {self.params_after} ({self.params_after / max(self.params, 1):.3f})"
+        if self.macs:
+            kept += f", macs {self.macs} -> {self.macs_after} ({self.macs_after / self.macs:.3f})"
+        return "\n".join([f"{self.recipe}, budget {self.budget}", *rows, kept])
+
+
+def to_plain(value: Any) -> Any:
+    """Return a dataclass as dicts, lists, strings and finite numbers; nan becomes None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [to_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def from_plain(kind: Any, value: Any, where: str = "plan") -> Any:
+    """Build a value of the type ``kind`` from plain data, the inverse of ``to_plain``.
+
+    Raises:
+        PlanError: a field is missing, unknown or of another type; the message names it.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        members = [member for member in arguments if member is not type(None)]
+        if value is None and len(members) < len(arguments):
+            return None
+        member = float if isinstance(value, float) and float in members else members[-1]
+        return from_plain(member, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(from_plain(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        names = [field.name for field in dataclasses.fields(kind)]
+        if sorted(names) != sorted(value):
+            raise PlanError(f"{where} must have the fields {names}, got {list(value)}")
+        try:
+            return kind(**{name: from_plain(hints[name], value[name], f"{where}.{name}") for name in names})  # type: ignore[operator]
+        except CompressionError as error:
+            raise PlanError(f"{where}: {error}") from None
+    if kind is float and value is None:
+        return math.nan
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise PlanError(f"{where} must be {kind}, got {value!r}")

@@ -1,0 +1,92 @@
+"""The demonstration from end to end, with little training."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn", reason="install lrcompress[demo]")
+
+from lrcompress import demo, pipeline
+from lrcompress.report import Column
+from lrcompress.types import CompressionError
+
+ROW = demo.Row("alds", 0.5, 50, 500, 1000, 0.5)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Run ``lrcompress demo`` once; return its JSON, and the folder that it wrote."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    command = [sys.executable, "-m", "lrcompress", "demo", "--epochs", "2", "--output", str(folder), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout), folder
+
+
+def test_compares_each_method_at_each_budget_with_the_dense_network(ran):
+    found, _ = ran
+    assert [(row["method"], row["budget"]) for row in found["rows"]] == [
+        ("dense", 1.0),
+        *((method, budget) for budget in demo.BUDGETS for method in ("alds", "svd")),
+    ]
+    dense = found["rows"][0]
+    for row in found["rows"][1:]:
+        assert row["params"] <= row["budget"] * dense["params"]
+        assert row["macs"] < dense["macs"]
+        assert row["bytes"] < dense["bytes"]
+        assert row["milliseconds"] > 0
+
+
+def test_training_works_and_a_mild_budget_hardly_hurts(ran):
+    found, _ = ran
+    dense, mild = found["rows"][0], found["rows"][1]
+    assert dense["accuracy"] > 0.9
+    assert mild["tuned_accuracy"] > dense["accuracy"] - 0.05
+
+
+def test_the_kept_artefact_loads_and_is_as_accurate_as_reported(ran):
+    found, folder = ran
+    model = pipeline.load(folder / "compressed", demo.DigitsNet())
+    assert demo.load_digits().accuracy(model) == found["kept"]["tuned_accuracy"]
+    assert sum(p.numel() for p in model.parameters()) == found["kept"]["params"]
+
+
+def test_the_report_has_the_comparison_and_the_plan(ran):
+    _, folder = ran
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert text.count(">svd<") == len(demo.BUDGETS)
+    for entry in pipeline.load_plan(folder / "compressed"):
+        assert f">{entry.layer.name}</td>" in text
+
+
+def test_choice_is_the_smallest_that_is_accurate_or_else_the_most_accurate():
+    def candidate(method, params, tuned):
+        row = demo.Row(method, 0.5, params, 0, 0, 0.0, tuned_accuracy=tuned)
+        return demo.Candidate(row, torch.nn.Identity(), None)
+
+    large, small, poor = candidate("alds", 50, 0.98), candidate("alds", 30, 0.975), candidate("alds", 10, 0.9)
+    other = candidate("svd", 5, 0.99)
+    assert demo.choose([large, small, poor, other], 0.98) is small
+    assert demo.choose([large, small, poor, other], 1.0) is large
+
+
+def test_a_missing_scikit_learn_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(CompressionError, match=r"lrcompress\[demo\]"):
+        demo.load_digits()
+
+
+def test_a_row_becomes_one_line_of_the_sheet():
+    sheet = demo.comparison((ROW,))
+    assert len(sheet.columns) == len(sheet.rows[0])
+    assert sheet.columns[0] == Column("method", "text")
+    assert sheet.rows[0][:5] == ("alds", "0.5", "50", "500", "1.0")
+
+
+def test_one_thread_is_put_back():
+    before = torch.get_num_threads()
+    with demo.one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
