@@ -86,7 +86,7 @@ def _missing_for_gpu(
 ) -> list[str]:
     missing = []
     if not torch_cuda:
-        missing.append("torch is a CPU build: install one with CUDA from https://pytorch.org/get-started")
+        missing.append("torch is a CPU build: install one with CUDA")
     elif not devices:
         missing.append(
             "torch sees no CUDA device: check the driver with `nvidia-smi`, and CUDA_VISIBLE_DEVICES"

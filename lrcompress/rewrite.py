@@ -235,11 +235,11 @@ def _multiplied_out(module: Factored) -> Dense:
     if isinstance(module, LowRankLinear):
         dense = nn.Linear(module.in_features, module.out_features, **made)
     else:
-        made |= {name: getattr(module, name) for name in ("stride", "padding", "dilation", "padding_mode")}
+        kept = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+        made |= {name: getattr(module, name) for name in kept} | {"groups": module.conv_groups}
         kinds: dict[type[Factored], type[nn.Conv1d | nn.Conv2d | nn.Conv3d]]
         kinds = {LowRankConv1d: nn.Conv1d, LowRankConv2d: nn.Conv2d, LowRankConv3d: nn.Conv3d}
-        sizes: tuple[Any, ...] = (module.in_channels, module.out_channels, module.kernel_size)
-        dense = kinds[type(module)](*sizes, groups=module.conv_groups, **made)
+        dense = kinds[type(module)](**made)
     dense.weight = nn.Parameter(weight, requires_grad=module.U.requires_grad)
     if module.bias is not None:
         dense.bias = nn.Parameter(module.bias.detach().clone(), requires_grad=module.bias.requires_grad)
