@@ -3,6 +3,7 @@
 #include <string>
 
 #include "dispatch.h"
+#include "ops/gram.h"
 #include "ops/symmetric_eigenvalues.h"
 #include "tensor_view.h"
 
@@ -39,6 +40,25 @@ void bind_symmetric_eigenvalues(const TensorView& matrices, const TensorView& pr
     dispatch(matrices, [&](auto device) { symmetric_eigenvalues(device, args); });
 }
 
+// The matrices are known by their addresses in the table, so their type comes as its number of bits.
+template <class T>
+void call_gram(const TensorView& problems, const TensorView& out, std::int64_t tiles, int threads) {
+    static_assert(sizeof(GramProblem<T>) == 7 * sizeof(std::int64_t));
+    const GramArgs<T> args{
+        .problems = reinterpret_cast<const GramProblem<T>*>(problems.as<const std::int64_t>()),
+        .count = problems.shape[0],
+        .tiles = tiles,
+        .out = out.as<double>(),
+        .threads = threads};
+    dispatch(out, [&](auto device) { gram(device, args); });
+}
+
+void bind_gram(const TensorView& problems, const TensorView& out, std::int64_t tiles, int bits, int threads) {
+    if (bits == 32) return call_gram<float>(problems, out, tiles, threads);
+    if (bits == 64) return call_gram<double>(problems, out, tiles, threads);
+    throw std::invalid_argument("expected matrices of 32-bit or 64-bit floats");
+}
+
 }  // namespace
 }  // namespace lrc
 
@@ -46,6 +66,9 @@ PYBIND11_MODULE(_C, m) {
     namespace py = pybind11;
     m.def("build_info", &lrc::build_info, "How this extension was built.");
     m.attr("MAX_CUDA_SIDE") = lrc::kMaxCudaSide;
+    m.def("gram_tiles", &lrc::gram_tiles, py::arg("side"));
+    m.def("gram", &lrc::bind_gram, py::arg("problems"), py::arg("out"), py::arg("tiles"), py::arg("bits"),
+          py::arg("threads"));
     m.def("symmetric_eigenvalues", &lrc::bind_symmetric_eigenvalues, py::arg("matrices"), py::arg("problems"),
           py::arg("values"), py::arg("max_side"), py::arg("threads"));
 }

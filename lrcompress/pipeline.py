@@ -24,13 +24,13 @@ from lrcompress.types import (
     LayerCheck,
     LayerPlan,
     Option,
-    OptionTable,
     Plan,
     PlanError,
     Recipe,
     Tradeoff,
     Verification,
 )
+from lrcompress.types.options import OptionTable
 
 _CURVE_POINTS = 32  # of a layer's error curve kept in a plan: enough for a plot, small enough for JSON
 _TRADEOFF_POINTS = 24
@@ -177,10 +177,11 @@ def verify(
     modules = dict(model.named_modules())
     pairs = {name: new for name, new in small.named_modules() if rewrite.is_factored(new) and name in modules}
     pairs = {name: new for name, new in pairs.items() if not rewrite.is_factored(modules[name])}
-    squares = {name: [0.0, 0.0] for name in pairs}
+    squares: dict[str, list[float]] = {}  # of the layers that run
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
-        squares[name][0] += float((pairs[name](x) - y).double().square().sum())
+        squares.setdefault(name, [0.0, 0.0])
+        squares[name][0] += float((pairs[name](x).double() - y.double()).square().sum())
         squares[name][1] += float(y.double().square().sum())
 
     with calibrate.inference(model), calibrate.inference(small):
@@ -190,7 +191,7 @@ def verify(
     shapes = [[tuple(y.shape) for y in each] for each in (before, after)]
     if shapes[0] != shapes[1]:
         raise PlanError(f"outputs must keep their shapes {shapes[0]}, got {shapes[1]}")
-    difference = [(b - a).double() for a, b in zip(before, after, strict=True)]
+    difference = [b.double() - a.double() for a, b in zip(before, after, strict=True)]
     change = sum(float(d.square().sum()) for d in difference)
     logits = before[0] if len(before) == 1 and before[0].ndim == 2 and before[0].shape[1] > 1 else None
     return Verification(
@@ -208,7 +209,7 @@ def verify(
                 type(modules[name]).__name__,
                 rewrite.count_params(modules[name]),
                 rewrite.count_params(pairs[name]),
-                _ratio(*squares[name]),
+                _ratio(*squares[name]) if name in squares else math.nan,
             )
             for name in pairs
         ),

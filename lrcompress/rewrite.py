@@ -23,6 +23,7 @@ _CONVOLUTIONS: dict[type[nn.Module], type[LowRankConv1d | LowRankConv2d | LowRan
     nn.Conv3d: LowRankConv3d,
 }
 _DENSE: tuple[type[nn.Module], ...] = (nn.Linear, *_CONVOLUTIONS)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # Multiplied-out factors may miss the weight's own optimum by this share of its norm: the least singular
 # values lost in a float64 Gram matrix are 1e-8 of the largest.
@@ -53,7 +54,8 @@ def survey(
 
 def left_out(name: str, module: nn.Module, reason: str) -> LeftAlone:
     """Record a module that keeps its weights."""
-    return LeftAlone(name, type(module).__name__, count_params(module), reason)
+    parts = module.parameters(recurse=isinstance(module, nn.MultiheadAttention))  # else parts are listed too
+    return LeftAlone(name, type(module).__name__, sum(part.numel() for part in parts), reason)
 
 
 def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence[str]) -> str | None:
@@ -75,10 +77,13 @@ def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed from other parameters"
-    if not weight.is_floating_point():
+    if weight.dtype not in _DTYPES:
         return f"its weight is of type {weight.dtype}"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    backward = (module._backward_hooks, module._backward_pre_hooks)
+    if module._forward_hooks or module._forward_pre_hooks or any(backward):
         return "it carries hooks, which a replacement would lose"
+    if "forward" in vars(module):
+        return "its forward was replaced"
     return None if weight.numel() else "its weight is empty"
 
 
@@ -164,6 +169,10 @@ def factored(
         made |= {"scheme": config.scheme, "conv_groups": module.groups}
         sizes = (module.in_channels, module.out_channels, module.kernel_size)
         new = _CONVOLUTIONS[type(module)](*sizes, config.rank, config.groups, **made)
+    for factor in (new.U, new.V):
+        factor.requires_grad_(module.weight.requires_grad)
+    if new.bias is not None and module.bias is not None:
+        new.bias.requires_grad_(module.bias.requires_grad)
     new.train(module.training)
     return new
 
@@ -263,6 +272,21 @@ def check_applied(model: nn.Module, plan: Plan) -> None:
             raise PlanError(
                 f"layer {entry.layer.name!r} must be {config or 'dense'} as planned, got {found or module}"
             )
+        shape = _weight_shape(module)
+        if shape != entry.layer.weight_shape:
+            raise PlanError(
+                f"layer {entry.layer.name!r} must have weight {list(entry.layer.weight_shape)} as planned, "
+                f"got {list(shape)}"
+            )
+
+
+def _weight_shape(module: nn.Module) -> tuple[int, ...]:
+    """Return the shape of a layer's weight, or of the weight that its factors multiply out to."""
+    if isinstance(module, LowRankLinear):
+        return (module.out_features, module.in_features)
+    if isinstance(module, LowRankConv1d | LowRankConv2d | LowRankConv3d):
+        return (module.out_channels, module.in_channels // module.conv_groups, *module.kernel_size)
+    return tuple(getattr(module, "weight", torch.empty(0)).shape)
 
 
 def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -299,8 +323,13 @@ def fill(
             )
         if isinstance(empty, nn.Parameter):
             values.setdefault(id(stored), nn.Parameter(stored, requires_grad=empty.requires_grad))
-    filled = {name: values.get(id(tensors[name]), tensors[name]) for name in expected}
-    model.load_state_dict({name: filled[name] for name in expected if name not in extra}, assign=True)
+    filled = {
+        name: values[id(tensors[name])] if isinstance(empty, nn.Parameter) else tensors[name]
+        for name, empty in expected.items()
+    }
+    state = model.state_dict()  # with the modules' versions, and extra state that is no tensor
+    state.update({name: filled[name] for name in expected if name not in extra})
+    model.load_state_dict(state, assign=True)
     for name in extra:
         owner, _, leaf = name.rpartition(".")
         model.get_submodule(owner)._buffers[leaf] = filled[name]

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrcompress.allocate import ConstantRatio, MinMax, WeightedSum
-from lrcompress.types import BudgetError, OptionTable
+from lrcompress.types import BudgetError
+from lrcompress.types.options import OptionTable
 
 STEPS = [MinMax(), WeightedSum(), ConstantRatio()]
 

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests" / "csrc"
+OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
 OBJECTS = ROOT / "build" / "csrc" / "ubsan"
 BARRIER = "__syncthreads();"
 # Above the 32 rows of one warp, where most barriers begin to matter, and small enough to be quick.
@@ -32,8 +33,9 @@ def sanitized_programs() -> Path:
     return OBJECTS
 
 
-def test_programs_pass(sanitized_programs: Path) -> None:
-    assert (sanitized_programs / "test_symmetric_eigenvalues_emulated").exists()
+@pytest.mark.parametrize("op", OPS)
+def test_programs_pass(sanitized_programs: Path, op: str) -> None:
+    assert (sanitized_programs / f"test_{op}_emulated").exists()
 
 
 @pytest.mark.parametrize(
@@ -46,9 +48,9 @@ def test_emulation_stops_broken_kernels(sanitized_programs: Path, kernel: str, m
     assert message in result.stderr
 
 
-def test_every_barrier_of_the_kernel_is_needed(sanitized_programs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("op", OPS)
+def test_every_barrier_of_the_kernel_is_needed(sanitized_programs: Path, tmp_path: Path, op: str) -> None:
     """Remove one barrier at a time: the emulated tests must fail."""
-    op = "symmetric_eigenvalues"
     source = (ROOT / "csrc" / "cuda" / f"{op}.cu").read_text()
     barriers = [match.start() for match in re.finditer(re.escape(BARRIER), source)]
     objects = [sanitized_programs / f"test_{op}_emulated.o", *(sanitized_programs / "cpu").glob("*.o")]

@@ -77,7 +77,11 @@ def test_views_numpy_arrays_and_other_strides():
     for view, found in zip(views, ops.singular_values(views), strict=True):
         assert_accurate(found[1], torch.linalg.svdvals(view.double())[None])
     array = np.asarray(base, dtype=np.float64)
-    assert_accurate(ops.singular_values([array])[0][1], torch.linalg.svdvals(torch.from_numpy(array))[None])
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    expected = torch.linalg.svdvals(torch.from_numpy(array))[None]
+    for same in (array, frozen, array.T, array[::-1], array[:, ::-1].T, array.astype(">f8")):
+        assert_accurate(ops.singular_values([same])[0][1], expected)
 
 
 def test_cupy_arrays():
@@ -113,6 +117,12 @@ def test_bad_arguments_say_what_was_given():
         ops.singular_values([torch.randn(3)])
     with pytest.raises(TypeError, match=r"floating type, got torch\.int64"):
         ops.singular_values([torch.ones(2, 2, dtype=torch.int64)])
+    with pytest.raises(TypeError, match=r"floating type, got int64"):
+        ops.singular_values([np.ones((2, 2), dtype=np.int64)])
+    with pytest.raises(ValueError, match="hold values, got the meta device"):
+        ops.singular_values([torch.ones(2, 2, device="meta")])
+    with pytest.raises(ValueError, match=r"dense and hold values, got torch\.sparse_coo"):
+        ops.singular_values([torch.eye(2).to_sparse()])
     with pytest.raises(TypeError, match="got list"):
         ops.singular_values([[1.0]])
     with pytest.raises(ValueError, match="at least 1, got 0"):

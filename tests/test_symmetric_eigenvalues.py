@@ -157,3 +157,15 @@ def test_no_problems() -> None:
 def test_bad_arguments_say_what_is_wrong(matrices: Tensor, problems: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         symmetric_eigenvalues(matrices, problems)
+
+
+@pytest.mark.parametrize("value", [1.0, 3.7, -1e-3])
+@pytest.mark.parametrize("side", [2, 16, 33, 128, 257, 300])
+def test_what_is_left_of_a_low_rank_may_vanish(side, value):
+    """A constant matrix has one eigenvalue; the rest of its reduction falls by eps at each step."""
+    matrix = torch.full((side, side), value, dtype=torch.float64)
+    found = symmetric_eigenvalues(matrix.flatten(), torch.tensor([[0, side, side]]))
+    expected = torch.zeros(side, dtype=torch.float64)
+    expected[-1 if value > 0 else 0] = side * value
+    # What singular_values needs: the root of an error of 1e-14 is 1e-7 of the largest value.
+    assert (found - expected).abs().max() <= 1e-14 * side * abs(value)

@@ -39,7 +39,7 @@ def first_number(pattern: str, text: str) -> int:
 
 def kernel_name(mangled: str) -> str:
     """The `*_kernel` identifier, and the mangled template arguments if any, so that instances differ."""
-    for match in re.finditer(r"(?<=\D)(?=(\d+)([a-z]\w*))", mangled):
+    for match in re.finditer(r"(?=(\d+)([a-z]\w*))", mangled):
         length, rest = int(match[1]), match[2]
         if rest[:length].endswith("_kernel"):
             arguments = re.match(r"I\w+?E", rest[length:])

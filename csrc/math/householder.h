@@ -15,9 +15,10 @@ struct Reflector {
     bool identity;  // H = I and u = 0
 };
 
-// Below this the square of a unit-scaled vector's norm carries rounding from underflow, and the vector itself
-// (1e-146) is beneath any eigenvalue's error: it is taken as zero.
-inline constexpr double kNegligibleSquare = 1e-292;
+// A vector shorter than 2^-60 of the unit-scaled matrix is beneath the rounding of every eigenvalue and is
+// taken as zero. It also keeps the square of `scale`, a fourth power of that length, far from underflow: the
+// remainder of a matrix of low rank shrinks by eps at every step.
+inline constexpr double kNegligibleSquare = 0x1p-120;
 
 LRC_HOST_DEVICE LRC_INLINE Reflector make_reflector(double alpha, double rest_square) {
     if (rest_square <= kNegligibleSquare) {

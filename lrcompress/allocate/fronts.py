@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lrcompress.types import BudgetError, OptionTable
-from lrcompress.types.layer import FloatArray, IntArray
+from lrcompress.types import BudgetError
+from lrcompress.types.options import FloatArray, IntArray, OptionTable
 
 
 @dataclass(frozen=True)

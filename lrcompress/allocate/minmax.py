@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrcompress.allocate.fronts import Front, fronts_within, spent
-from lrcompress.types import OptionTable
+from lrcompress.types.options import OptionTable
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ def reestimate_batchnorm(
     """Replace the running mean and variance of every batch norm by their averages over the batches, in place.
 
     Batch norms normalise with each batch's own statistics meanwhile, everything else runs in evaluation mode,
-    and all modes are put back. The order of batches does not matter. A model without batch norm is returned
-    untouched, without running. Returns ``model``.
+    and all modes are put back. The order of batches does not matter. A batch norm that no batch reaches keeps
+    its statistics. A model without batch norm is returned untouched, without running. Returns ``model``.
 
     Raises:
         CompressionError: ``batches`` is empty; the statistics are then left as they were.
@@ -43,10 +43,13 @@ def reestimate_batchnorm(
         if not seen:
             raise CompressionError("batches must hold at least one batch, got none")
     except BaseException:
-        for norm, buffers in before:
-            norm.load_state_dict(buffers, strict=False)
+        for norm in norms:
+            norm.reset_running_stats()
         raise
     finally:
+        for norm, buffers in before:
+            if not norm.num_batches_tracked:  # never reached, or reset because of an error
+                norm.load_state_dict(buffers, strict=False)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, mode in modes:

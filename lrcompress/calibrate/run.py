@@ -56,10 +56,12 @@ def observed(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tenso
     try:
         for name, module in modules.items():
 
-            def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-                see(name, inputs[0], output)
+            def hook(
+                _: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor, name: str = name
+            ) -> None:
+                see(name, args[0] if args else next(iter(kwargs.values())), output)
 
-            handles.append(module.register_forward_hook(hook))
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ def read(path: str | Path) -> Artefact:
     except (SafetensorError, ValueError, KeyError) as error:
         raise FormatError(f"{folder / config['weights']} is no safetensors file: {error}") from None
     aliases, buffers = config["aliases"], config["buffers"]
-    dangling = [name for name, target in aliases.items() if target not in tensors]
+    dangling = [name for name, target in aliases.items() if target not in tensors or name in tensors]
     unknown = [name for name in buffers if name not in tensors and name not in aliases]
     if dangling or unknown:
         raise FormatError(f"{folder / CONFIG} names tensors that are not stored: {dangling + unknown}")
@@ -129,15 +129,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise FormatError(f"{where} is no JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise FormatError(f"{where} is not an artefact of {FORMAT}")
-    if config.get("format_version") != FORMAT_VERSION:
-        raise FormatError(
-            f"{where}: format_version must be {FORMAT_VERSION}, got {config.get('format_version')!r}"
-        )
+    found = config.get("format_version")
+    if type(found) is not int or found != FORMAT_VERSION:
+        raise FormatError(f"{where}: format_version must be {FORMAT_VERSION}, got {found!r}")
     if config.pop("checksum", None) != _checksum(config):
         raise FormatError(f"{where} was changed after it was written: its checksum does not match")
     for name, kind in _FIELDS.items():
         if not isinstance(config.get(name), kind):
             raise FormatError(f"{where}: {name} must be a {kind.__name__}, got {config.get(name)!r}")
+    if not all(isinstance(name, str) for name in [*config["aliases"].values(), *config["buffers"]]):
+        raise FormatError(f"{where}: aliases and buffers must hold names only")
     if Path(config["weights"]).name != config["weights"]:
         raise FormatError(f"{where}: weights must be a file in the same folder, got {config['weights']!r}")
     return config
@@ -148,6 +149,8 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # a name that no file can have
+        raise FormatError(f"cannot read {str(path)!r}: {error}") from None
 
 
 def _checksum(config: Mapping[str, Any]) -> str:
@@ -157,16 +160,16 @@ def _checksum(config: Mapping[str, Any]) -> str:
 
 def _replace(path: Path, payload: bytes) -> None:
     """Put a file in place whole: written beside, flushed to the disk, renamed."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:  # with the permissions of any new file; those of mkstemp are 0600
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            Path(temporary).unlink()
+            temporary.unlink()
         raise
 
 

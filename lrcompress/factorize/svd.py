@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lrcompress import ops
 from lrcompress.factorize.fold import fold, unfold_factors
-from lrcompress.types import Layer, LowRank, OptionTable
-from lrcompress.types.layer import FloatArray
+from lrcompress.types import Layer, LowRank
+from lrcompress.types.options import FloatArray, OptionTable
 
 ErrorKind = Literal["released", "bound", "sum_bound", "exact", "frobenius", "squared"]
 

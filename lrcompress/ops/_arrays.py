@@ -1,8 +1,10 @@
-"""Arrays of other libraries as tensors, without a copy."""
+"""Arrays of other libraries as tensors, without a copy where that is possible."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -14,17 +16,16 @@ def as_matrices(
 
     Raises:
         TypeError: an item is no array, or not of a real floating type.
-        ValueError: an item is not a matrix, or the items lie on different devices.
+        ValueError: an item is not a dense matrix with values, or the items lie on different devices.
     """
     tensors = []
     for i, matrix in enumerate(matrices):
-        if not isinstance(matrix, Tensor) and not hasattr(matrix, "__dlpack__"):
-            raise TypeError(
-                f"matrices[{i}] must be a tensor or an array with __dlpack__, got {type(matrix).__name__}"
-            )
-        tensor = matrix.detach() if isinstance(matrix, Tensor) else from_dlpack(matrix)
+        tensor = matrix.detach() if isinstance(matrix, Tensor) else _from_array(matrix, f"matrices[{i}]")
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"matrices[{i}] must be of a floating type, got {tensor.dtype}")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            found = "the meta device" if tensor.is_meta else str(tensor.layout)
+            raise ValueError(f"matrices[{i}] must be dense and hold values, got {found}")
         if tensor.ndim != 2:
             raise ValueError(f"matrices[{i}] must be [rows, columns], got shape {tuple(tensor.shape)}")
         tensors.append(tensor)
@@ -32,3 +33,17 @@ def as_matrices(
     if len(devices) > 1:
         raise ValueError(f"matrices must lie on one device, got {sorted(devices)}")
     return tensors
+
+
+def _from_array(array: Any, name: str) -> Tensor:
+    if not hasattr(array, "__dlpack__"):
+        raise TypeError(f"{name} must be a tensor or an array with __dlpack__, got {type(array).__name__}")
+    if isinstance(array, np.ndarray):
+        if array.dtype.kind != "f":
+            raise TypeError(f"{name} must be of a floating type, got {array.dtype}")
+        array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+    # A negative stride aborts the process inside torch.
+    if any(stride < 0 for stride in getattr(array, "strides", None) or ()):
+        array = array.copy()
+    tensor: Tensor = from_dlpack(array)
+    return tensor

@@ -34,3 +34,10 @@ def symmetric_eigenvalues(
 ) -> list[Tensor]:  # each [side], ascending
     """Compute the eigenvalues of each matrix."""
     return [torch.linalg.eigvalsh(matrix.double()) for matrix in matrices]
+
+
+def gram(
+    batches: Sequence[Tensor],  # each [batch, side, terms]
+) -> list[Tensor]:  # each [batch, side, side], zero above the diagonal
+    """Multiply each matrix by its transpose."""
+    return [(batch.double() @ batch.double().mT).tril() for batch in batches]

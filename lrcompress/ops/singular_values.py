@@ -1,17 +1,30 @@
 """Singular values of many matrices of different shapes, for many ways to cut their columns into groups."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from lrcompress.ops._arrays import as_matrices
+from lrcompress.ops.gram import gram
 from lrcompress.ops.symmetric_eigenvalues import symmetric_eigenvalues
 
-# Gram matrices held at once, in float64 entries: 256 MiB, so that memory stays bounded for large models.
-_WORKSPACE = 1 << 25
+# Gram matrices held at once, in float64 entries: 64 MiB, some times the largest layers', so that memory stays
+# bounded for large models, and new pages, which cost as much as the products, are few.
+_WORKSPACE = 1 << 23
+
+
+class _Layout(NamedTuple):
+    """How the Gram matrices of one matrix come about; each group count is in one of the three."""
+
+    products: list[int]  # multiplied out
+    cuts: dict[int, int]  # count -> the coarser product that has its W^T W on the diagonal
+    sums: dict[int, int]  # count -> the finer count whose W W^T add up to its own, finest first
+
+    def size(self, rows: int, columns: int) -> int:
+        """Return the entries of the workspace that they fill."""
+        return sum(count * min(rows, columns // count) ** 2 for count in (*self.products, *self.sums))
 
 
 def singular_values(
@@ -36,10 +49,18 @@ def singular_values(
         sorted({count for count in chosen if matrix.shape[1] % count == 0})
         for matrix, chosen in zip(tensors, _groups_of_each(groups, len(tensors)), strict=True)
     ]
+    layouts = [
+        _layout(matrix.shape[0], matrix.shape[1], chosen)
+        for matrix, chosen in zip(tensors, counts, strict=True)
+    ]
+    sizes = [layout.size(*matrix.shape) for matrix, layout in zip(tensors, layouts, strict=True)]
+    parts = list(_parts(sizes))
+    largest = max(sum(sizes[part.start : part.stop]) for part in parts)
+    workspace = torch.empty(largest, dtype=torch.float64, device=tensors[0].device if tensors else None)
     found: list[dict[int, Tensor]] = []
-    for part in _parts(tensors, counts):
-        grams = [_grams(tensors[i], counts[i]) for i in part]
-        found += _roots_of_eigenvalues(grams)
+    for part in parts:
+        span = slice(part.start, part.stop)
+        found += _solve(tensors[span], counts[span], layouts[span], workspace)
     return found
 
 
@@ -59,65 +80,89 @@ def _groups_of_each(groups: Iterable[int] | Sequence[Iterable[int]], matrices: i
     return each
 
 
-def _parts(tensors: list[Tensor], counts: list[list[int]]) -> Iterator[range]:
-    """Cut the list into runs whose Gram matrices fit the workspace together."""
-    start = size = 0
-    for i, (tensor, chosen) in enumerate(zip(tensors, counts, strict=True)):
-        rows, columns = tensor.shape
-        needed = sum(count * min(rows, columns // count) ** 2 for count in chosen)
-        if size and size + needed > _WORKSPACE:
-            yield range(start, i)
-            start, size = i, 0
-        size += needed
-    yield range(start, len(tensors))
-
-
-def _grams(
-    matrix: Tensor,  # [rows, columns]
-    counts: list[int],  # divisors of columns
-) -> dict[int, Tensor]:  # groups -> float64 [groups, side, side]; blocks may be views of each other
-    """Form the smaller Gram matrix of every block of columns."""
-    rows, columns = matrix.shape
-    exact = matrix.to(torch.float64)
-    grams: dict[int, Tensor] = {}
+def _layout(
+    rows: int,
+    columns: int,
+    counts: list[int],  # ascending divisors of columns
+) -> _Layout:
+    """Choose the fewest products from which every group count's smaller Gram matrices follow."""
+    layout = _Layout([], {}, {})
     for count in (c for c in counts if columns // c <= rows):  # W^T W, coarse to fine
-        width = columns // count
-        coarser = next((c for c in grams if count % c == 0), None)
+        coarser = next((c for c in layout.products if count % c == 0), None)
         if coarser is None:
-            blocks = exact.reshape(rows, count, width).transpose(0, 1)
-            grams[count] = blocks.mT @ blocks
+            layout.products.append(count)
         else:
-            parts = (count // coarser, width)
-            cut = grams[coarser].unflatten(-1, parts).unflatten(1, parts)
-            grams[count] = cut.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).reshape(count, width, width)
-    wide: dict[int, Tensor] = {}
+            layout.cuts[count] = coarser
+    finer: list[int] = []
     for count in (c for c in reversed(counts) if columns // c > rows):  # W W^T, fine to coarse
-        finer = next((c for c in reversed(wide) if c % count == 0), None)
-        if finer is None:
-            blocks = exact.reshape(rows, count, columns // count).transpose(0, 1)
-            wide[count] = blocks @ blocks.mT
+        nearest = next((c for c in reversed(finer) if c % count == 0), None)
+        if nearest is None:
+            layout.products.append(count)
         else:
-            wide[count] = wide[finer].unflatten(0, (count, -1)).sum(1)
-    return grams | wide
+            layout.sums[count] = nearest
+        finer.append(count)
+    return layout
 
 
-def _roots_of_eigenvalues(grams: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
-    """Turn each Gram matrix into singular values, all of them in one batched solve."""
-    blocks = [block for each in grams for block in each.values()]
-    if not blocks:
-        return [{} for _ in grams]
-    offsets, start = [], 0
-    for block in blocks:
-        offsets.append(start)
-        start += block.numel()
-    problems = torch.cat(
-        [
-            torch.stack([offset + torch.arange(count) * side * side, *torch.full((2, count), side)], 1)
-            for offset, (count, side) in zip(offsets, (block.shape[:2] for block in blocks), strict=True)
-        ]
+def _parts(sizes: list[int]) -> Iterator[range]:
+    """Cut the list into runs whose Gram matrices fit the workspace together."""
+    start = total = 0
+    for i, size in enumerate(sizes):
+        if total and total + size > _WORKSPACE:
+            yield range(start, i)
+            start, total = i, 0
+        total += size
+    yield range(start, len(sizes))
+
+
+def _solve(
+    matrices: list[Tensor],  # each [rows, columns]
+    counts: list[list[int]],  # of each matrix
+    layouts: list[_Layout],  # of each matrix
+    workspace: Tensor,  # float64 [at least the sum of the layouts' sizes]
+) -> list[dict[int, Tensor]]:  # of each matrix: groups -> [groups, rank], descending
+    """Form all Gram matrices in the workspace, and turn their eigenvalues into singular values."""
+    wanted = [
+        (matrix, count) for matrix, made in zip(matrices, layouts, strict=True) for count in made.products
+    ]
+    products = iter(gram([_blocks(matrix, count) for matrix, count in wanted], workspace))
+    grams = [{count: next(products) for count in layout.products} for layout in layouts]
+    used = sum(blocks.numel() for each in grams for blocks in each.values())
+    for each, layout in zip(grams, layouts, strict=True):
+        for count, finer in layout.sums.items():
+            terms = each[finer].unflatten(0, (count, -1))  # [count, finer / count, side, side]
+            size = count * terms[0, 0].numel()
+            each[count] = torch.sum(terms, 1, out=workspace[used : used + size].view_as(terms[:, 0]))
+            used += size
+    problems = [
+        _problems(each[layout.cuts.get(count, count)], count)
+        for each, layout, chosen in zip(grams, layouts, counts, strict=True)
+        for count in chosen
+    ]
+    if not problems:
+        return [{} for _ in matrices]
+    roots = symmetric_eigenvalues(workspace, torch.cat(problems)).clamp(min=0).sqrt()
+    solved = iter(roots.split([int(table[:, 2].sum()) for table in problems]))
+    return [{count: next(solved).view(count, -1).flip(1) for count in chosen} for chosen in counts]
+
+
+def _blocks(matrix: Tensor, count: int) -> Tensor:  # [count, side, terms], side <= terms
+    """View each group of columns, transposed if it is tall, so that A A^T is its smaller Gram matrix."""
+    exact = matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()
+    blocks: Tensor = exact.unflatten(1, (count, exact.shape[1] // count)).transpose(0, 1)
+    return blocks.mT if blocks.shape[2] <= blocks.shape[1] else blocks
+
+
+def _problems(
+    grams: Tensor,  # [batch, side, side], a view of the workspace; batch divides count
+    count: int,
+) -> Tensor:  # int64 [count, 3]: offset, row stride and side, as `symmetric_eigenvalues` takes them
+    """List the `count` diagonal blocks of all Gram matrices together."""
+    batch, side, _ = grams.shape
+    width = side * batch // count
+    block = torch.arange(count)
+    inside = block % (count // batch)
+    offsets = (
+        int(grams.storage_offset()) + block // (count // batch) * side * side + inside * width * (side + 1)
     )
-    values = symmetric_eigenvalues(torch.cat([block.flatten() for block in blocks]), problems)
-    shapes = [block.shape[:2] for block in blocks]
-    roots = values.clamp(min=0).sqrt().split([math.prod(shape) for shape in shapes])
-    descending = (root.view(shape).flip(1) for root, shape in zip(roots, shapes, strict=True))
-    return [{count: next(descending) for count in each} for each in grams]
+    return torch.stack([offsets, torch.full_like(block, side), torch.full_like(block, width)], 1)

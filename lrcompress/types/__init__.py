@@ -1,7 +1,10 @@
-"""The values that travel between rooms: frozen dataclasses, validation only, no torch."""
+"""The values that travel between rooms: frozen dataclasses, validation only, no torch.
+
+``types.options`` is imported by name: it needs NumPy, which the command line's help should not wait for.
+"""
 
 from lrcompress.types.errors import BudgetError, CompressionError, FormatError, PlanError, WeightError
-from lrcompress.types.layer import Call, Layer, LowRank, Option, OptionTable, encoder_axes
+from lrcompress.types.layer import Call, Layer, LowRank, Option, encoder_axes
 from lrcompress.types.plan import Budget, LayerPlan, LeftAlone, Plan, Tradeoff, from_plain, to_plain
 from lrcompress.types.recipe import GlobalStep, LocalStep, Recipe
 from lrcompress.types.verification import LayerCheck, Verification
@@ -20,7 +23,6 @@ __all__ = [
     "LocalStep",
     "LowRank",
     "Option",
-    "OptionTable",
     "Plan",
     "PlanError",
     "Recipe",

@@ -156,8 +156,8 @@ class Plan:
             fields = json.loads(text)
         except ValueError as error:
             raise PlanError(f"a plan must be JSON: {error}") from None
-        if not isinstance(fields, dict) or fields.get("plan_format") != PLAN_FORMAT:
-            found = fields.get("plan_format") if isinstance(fields, dict) else type(fields).__name__
+        found = fields.get("plan_format") if isinstance(fields, dict) else type(fields).__name__
+        if type(found) is not int or found != PLAN_FORMAT:
             raise PlanError(f"plan_format must be {PLAN_FORMAT}, got {found!r}")
         plan: Plan = from_plain(cls, {key: value for key, value in fields.items() if key != "plan_format"})
         for entry in plan:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lrcompress.types.layer import Layer, OptionTable
+from lrcompress.types.layer import Layer
+
+if TYPE_CHECKING:
+    from lrcompress.types.options import OptionTable
 
 
 class LocalStep(Protocol):

@@ -15,7 +15,7 @@ class LayerCheck:
     kind: str
     params_before: int
     params_after: int
-    output_error: float  # |compressed(x) - original(x)| / |original(x)|, Frobenius
+    output_error: float  # |compressed(x) - original(x)| / |original(x)|, Frobenius; nan: did not run
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,459 @@
+"""Saving and loading: bit-exact round trips, hostile files, and crashes at every step."""
+
+import copy
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import lrcompress as lrc
+from lrcompress.codec import artefact as codec
+
+CONFIG = "config.json"
+
+
+class Net(nn.Module):
+    """Buffers of both kinds, tied weights and a frozen layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.hidden = nn.Linear(8 * 16, 12)
+        self.head = nn.Linear(12, 9, bias=False)
+        self.embedding = nn.Embedding(9, 12)
+        self.head.weight = self.embedding.weight
+        self.hidden.requires_grad_(False)
+        self.register_buffer("scale", torch.full((12,), 2.0))
+        self.register_buffer("shift", torch.arange(12.0), persistent=False)
+        self.register_buffer("steps", torch.tensor(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hidden(self.norm(self.conv(x)).flatten(1))
+        return self.head(h * self.scale + self.shift * self.steps)
+
+
+def compressed(model: nn.Module) -> tuple[nn.Module, lrc.Plan]:
+    return lrc.compress(model, lrc.Budget(params=0.25))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Net, nn.Module, Path]:
+    """Return an original, its compressed copy and the folder that holds it."""
+    model = Net().eval()
+    small, plan = compressed(model)
+    lrc.save(small, plan, tmp_path / "out")
+    return model, small, tmp_path / "out"
+
+
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.state_dict()) | dict(model.named_buffers())
+
+
+def assert_same(one: nn.Module, two: nn.Module) -> None:
+    left, right = all_tensors(one), all_tensors(two)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert (tensor.dtype, tensor.shape) == (right[name].dtype, right[name].shape), name
+        assert torch.equal(tensor, right[name]), name
+    flags = [{n: p.requires_grad for n, p in m.named_parameters(remove_duplicate=False)} for m in (one, two)]
+    assert flags[0] == flags[1]
+    assert [(n, type(m)) for n, m in one.named_modules()] == [(n, type(m)) for n, m in two.named_modules()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("fresh", ["same", "new", "meta"])
+def test_a_round_trip_is_exact(tmp_path, dtype, fresh):
+    model = Net().to(dtype).eval()
+    for buffer in (model.norm.running_mean, model.norm.running_var, model.shift):
+        buffer.add_(torch.rand_like(buffer))
+    small, plan = compressed(model)
+    lrc.save(small, plan, tmp_path)
+    torch.manual_seed(1)
+    with torch.device("meta" if fresh == "meta" else "cpu"):
+        instance = model if fresh == "same" else Net().to(dtype).eval()
+    before = {name: tensor.clone() for name, tensor in all_tensors(instance).items()}
+    loaded = lrc.load(tmp_path, instance)
+    assert_same(loaded, small)
+    assert loaded.head.weight is loaded.embedding.weight
+    x = torch.randn(2, 4, 4, 4, dtype=dtype)
+    assert torch.equal(loaded(x), small(x))
+    assert lrc.load_plan(tmp_path) == plan
+    after = all_tensors(instance)
+    assert all(t.is_meta or torch.equal(t, after[name]) for name, t in before.items())
+    assert {type(m) for m in instance.modules()} == {type(m) for m in Net().modules()}
+    theirs = {p.data_ptr() for p in instance.parameters() if not p.is_meta}
+    assert theirs.isdisjoint(p.data_ptr() for p in loaded.parameters())
+
+
+def test_the_dtype_is_that_of_the_artefact(saved, tmp_path):
+    model, small, _ = saved
+    half = copy.deepcopy(small).half()
+    lrc.save(half, compressed(model)[1], tmp_path / "half")
+    assert_same(lrc.load(tmp_path / "half", model), half)
+
+
+def test_a_fine_tuned_model_is_saved_as_it_is(saved):
+    model, small, folder = saved
+    small.train()
+    optimizer = torch.optim.SGD([p for p in small.parameters() if p.requires_grad], 0.1)
+    small(torch.randn(4, 4, 4, 4)).square().mean().backward()
+    optimizer.step()
+    lrc.save(small, lrc.load_plan(folder), folder)
+    loaded = lrc.load(folder, model)
+    assert_same(loaded, small)
+    assert not torch.equal(loaded.embedding.weight, model.embedding.weight)
+    loaded(torch.randn(4, 4, 4, 4)).sum().backward()
+    assert loaded.conv.U.grad is not None
+
+
+def test_weights_tied_only_in_the_instance_stay_apart(saved):
+    """What is tied is said by the artefact, not by the instance."""
+    model, small, folder = saved
+    small.head.weight = nn.Parameter(small.head.weight.detach() + 1)
+    lrc.save(small, lrc.load_plan(folder), folder)
+    loaded = lrc.load(folder, model)
+    assert loaded.head.weight is not loaded.embedding.weight
+    assert_same(loaded, small)
+
+
+def test_a_buffer_that_shares_memory_with_a_parameter_stays_a_buffer(saved):
+    model, small, folder = saved
+    for net in (model, small):
+        net.register_buffer("view", net.embedding.weight.detach())
+    lrc.save(small, lrc.load_plan(folder), folder)
+    loaded = lrc.load(folder, model)
+    assert "view" in dict(loaded.named_buffers())
+    assert "view" not in dict(loaded.named_parameters())
+    assert not loaded.view.requires_grad
+    assert_same(loaded, small)
+
+
+class Versioned(nn.Module):
+    """A module that refuses state dicts of unknown version, and keeps state that is no tensor."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"calls": 1}
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest) -> None:
+        assert local_metadata.get("version") == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_versions_and_extra_state_of_modules_are_kept(tmp_path):
+    small, plan = lrc.compress(Versioned(), lrc.Budget(params=0.8))
+    lrc.save(small, plan, tmp_path)
+    loaded = lrc.load(tmp_path, Versioned())
+    assert torch.equal(loaded.linear.U, small.linear.U)
+
+
+def test_names_may_hold_any_character(tmp_path):
+    model = nn.Sequential()
+    for name in ("with space", "ümlaut", "a/b", "[0]*", '"', "lambda", "__metadata__"):
+        model.add_module(name, nn.Linear(8, 8))
+    small, plan = lrc.compress(model, lrc.Budget(params=0.8))
+    lrc.save(small, plan, tmp_path)
+    assert_same(lrc.load(tmp_path, model), small)
+
+
+def test_a_model_of_one_layer(tmp_path):
+    model = nn.Linear(12, 12)
+    small, plan = lrc.compress(model, lrc.Budget(params=0.8))
+    lrc.save(small, plan, tmp_path)
+    assert_same(lrc.load(tmp_path, nn.Linear(12, 12)), small)
+
+
+def test_a_model_that_is_not_what_the_plan_makes_is_not_saved(saved, tmp_path):
+    model, small, folder = saved
+    plan = lrc.load_plan(folder)
+    wide = Net()
+    wide.conv = nn.Conv2d(4, 16, 3)
+    choice = plan["conv"].choice.config
+    other = lrc.plan(wide, lrc.Budget(params=0.9)).edit("conv", groups=choice.groups, rank=choice.rank)
+    missing = copy.deepcopy(small)
+    missing.conv = nn.Identity()
+    for wrong, made in (
+        (model, plan),
+        (small, plan.edit("conv", groups=2, rank=1)),
+        (small, plan.keep_dense("conv")),
+        (lrc.apply(wide, other), plan),
+        (missing, plan),
+    ):
+        with pytest.raises(lrc.PlanError, match="layer 'conv'"):
+            lrc.save(wrong, made, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_architecture_is_refused(saved):
+    model, _, folder = saved
+    other = copy.deepcopy(model)
+    other.conv = nn.Conv2d(4, 16, 3)
+    with pytest.raises(lrc.PlanError, match=r"'conv'.*\[8, 4, 3, 3\].*\[16, 4, 3, 3\]"):
+        lrc.load(folder, other)
+    changes = [("scale", torch.ones(3)), ("scale", torch.ones(12, dtype=torch.long)), ("more", torch.ones(1))]
+    for name, buffer in changes:
+        other = copy.deepcopy(model)
+        other.register_buffer(name, buffer)
+        with pytest.raises(lrc.FormatError, match=name):
+            lrc.load(folder, other)
+    other = copy.deepcopy(model)
+    del other.shift
+    other.register_buffer("shift", torch.arange(12.0), persistent=True)
+    with pytest.raises(lrc.FormatError, match="shift"):
+        lrc.load(folder, other)
+
+
+# ---- damaged files ----
+
+
+def assert_refused(folder: Path, model: nn.Module) -> None:
+    with pytest.raises(lrc.FormatError):
+        lrc.load(folder, model)
+
+
+def positions(size: int) -> list[int]:
+    """Every position at both ends and 60 between them."""
+    ends = {*range(min(size, 24)), *range(max(0, size - 24), size)}
+    return sorted(ends.union(range(0, size, max(1, size // 60))))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mask"),
+    [(CONFIG, 0x80), (CONFIG, 0xFF), ("model-*", 0x01), ("model-*", 0x80), ("model-*", 0xFF)],
+)
+def test_a_flipped_byte_is_found(saved, pattern, mask):
+    model, _, folder = saved
+    path = next(folder.glob(pattern))
+    whole = path.read_bytes()
+    for i in positions(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ mask]) + whole[i + 1 :])
+        assert_refused(folder, model)
+    path.write_bytes(whole)
+    lrc.load(folder, model)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_replaced_byte_is_found_or_changes_nothing(saved, data):
+    """White space, the case of an exponent and a number's last digit may say the same."""
+    model, small, folder = saved
+    path = folder / CONFIG
+    whole = path.read_bytes()
+    i, new = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 255))
+    path.write_bytes(whole[:i] + bytes([new]) + whole[i + 1 :])
+    try:
+        assert_same(lrc.load(folder, model), small)
+    except lrc.FormatError:
+        assert new != whole[i]
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("pattern", [CONFIG, "model-*.safetensors"])
+def test_a_cut_file_is_found(saved, pattern):
+    model, _, folder = saved
+    path = next(folder.glob(pattern))
+    whole = path.read_bytes()
+    for length in positions(len(whole)):
+        path.write_bytes(whole[:length])
+        assert_refused(folder, model)
+    path.write_bytes(whole + b"x")
+    assert_refused(folder, model)
+
+
+def test_missing_files_are_named(saved, tmp_path):
+    model, _, folder = saved
+    with pytest.raises(lrc.FormatError, match=r"nowhere.config\.json"):
+        lrc.load(tmp_path / "nowhere", model)
+    with pytest.raises(lrc.FormatError, match=r"nowhere.config\.json"):
+        lrc.load_plan(tmp_path / "nowhere")
+    weights = next(folder.glob("model-*"))
+    weights.unlink()
+    lrc.load_plan(folder)
+    with pytest.raises(lrc.FormatError, match=weights.name):
+        lrc.load(folder, model)
+    weights.mkdir()
+    assert_refused(folder, model)
+
+
+def rewrite_config(folder: Path, changes: dict) -> None:
+    """Change config.json and give it the checksum of its new contents, as a hostile writer would."""
+    config = json.loads((folder / CONFIG).read_text())
+    del config["checksum"]
+    config |= changes
+    config["checksum"] = codec._checksum(config)
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+FIELDS = ["format", "format_version", "weights", "sha256", "aliases", "buffers", "plan", "versions"]
+OF_OTHER_TYPES = (None, 1.5, True, "", "x", [[1]], [{}], [None], {"a": [1]})
+NO_FILES = ("../x", "/etc/passwd", "a/b", "..", ".", "a\0b", "\ud800", "x" * 5000)
+NO_ALIASES = ({"a": {}}, {"a": 1}, {"a": None}, {"a": "nowhere"}, {"a": "a"}, {})
+OTHER_TENSORS = ("norm.weight", "head.weight", "norm.num_batches_tracked")
+HOSTILE = [
+    *((field, wrong) for field in FIELDS for wrong in OF_OTHER_TYPES),
+    *(("weights", name) for name in NO_FILES),
+    *(("aliases", wrong) for wrong in NO_ALIASES),
+    *(("aliases", {"head.weight": name}) for name in OTHER_TENSORS),
+    *(("buffers", wrong) for wrong in ([], ["shift"], ["shift", "steps", "scale"], ["nowhere"])),
+    ("format_version", 0),
+    ("format_version", 2),
+    ("sha256", "0" * 64),
+]
+
+
+@pytest.mark.parametrize(("field", "wrong"), HOSTILE, ids=lambda v: ascii(v)[:30])
+def test_a_hostile_config_is_refused(saved, field, wrong):
+    model, _, folder = saved
+    if field == "versions" and isinstance(wrong, dict):
+        wrong = []  # any dict is a record of versions
+    rewrite_config(folder, {field: wrong})
+    assert_refused(folder, model)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        (("weight_shape",), []),
+        (("weight_shape",), [8, 4, 0, 3]),
+        (("conv_groups",), 0),
+        (("name",), 3),
+        (("calls",), [{"repeats": 1.0, "input_size": [3], "output_size": []}]),
+        (("calls",), [{"repeats": None, "input_size": [3, 3], "output_size": [3, 3]}]),
+    ],
+    ids=str,
+)
+def test_a_hostile_plan_is_refused(saved, path, wrong):
+    model, _, folder = saved
+    plan = json.loads((folder / CONFIG).read_text())["plan"]
+    plan["layers"][0]["layer"][path[0]] = wrong
+    rewrite_config(folder, {"plan": plan})
+    assert_refused(folder, model)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        '"lrcompress"',
+        "{}",
+        '{"format": "other"}',
+        "[" * 20_000,
+        '{"format": "lrcompress", "format_version": 1, "a": ' + "[" * 900 + "]" * 900 + "}",
+        '{"format": "lrcompress", "format_version": ' + "1" * 5000 + "}",
+        "\ud800",
+        "\0",
+    ],
+    ids=lambda text: ascii(text)[:30],
+)
+def test_other_texts_are_no_artefacts(saved, text):
+    model, _, folder = saved
+    (folder / CONFIG).write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert_refused(folder, model)
+    with pytest.raises(lrc.FormatError):
+        lrc.load_plan(folder)
+
+
+# ---- replacing an artefact ----
+
+
+def weights_files(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name != CONFIG]
+
+
+def changed(small: nn.Module) -> nn.Module:
+    new = copy.deepcopy(small)
+    with torch.no_grad():
+        new.conv.U.mul_(2)
+    return new
+
+
+def test_a_second_save_leaves_one_weights_file(saved):
+    model, small, folder = saved
+    new = changed(small)
+    for each in (new, new, small):
+        lrc.save(each, lrc.load_plan(folder), folder)
+        assert len(weights_files(folder)) == 1
+        assert_same(lrc.load(folder, model), each)
+
+
+@pytest.mark.parametrize("owner", [os, Path], ids=["fsync", "replace"])
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["full", "stopped"])
+def test_a_crash_leaves_the_old_artefact_whole(saved, monkeypatch, owner, step, error):
+    model, small, folder = saved
+    plan, name = lrc.load_plan(folder), "fsync" if owner is os else "replace"
+    genuine, calls = getattr(owner, name), []
+
+    def crash(*args):
+        calls.append(args)
+        if len(calls) > step:
+            raise error
+        return genuine(*args)
+
+    new = changed(small)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, crash)
+        with pytest.raises(type(error)):
+            lrc.save(new, plan, folder)
+    assert len(calls) == step + 1
+    assert_same(lrc.load(folder, model), small)
+    assert not [name for name in weights_files(folder) if name.startswith(".")]
+    lrc.save(changed(small), plan, folder)
+    assert len(weights_files(folder)) == 1
+
+
+def test_a_crash_while_clearing_up_leaves_the_new_artefact_whole(saved, monkeypatch):
+    model, small, folder = saved
+
+    def crash(self: Path) -> None:
+        raise OSError("no")
+
+    plan, new = lrc.load_plan(folder), changed(small)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", crash)
+        with pytest.raises(OSError, match="no"):
+            lrc.save(new, plan, folder)
+    assert_same(lrc.load(folder, model), new)
+
+
+def test_a_torn_write_is_never_seen(saved, monkeypatch):
+    """Power may fail between any two system calls: the files are whole before their names exist."""
+    model, small, folder = saved
+    genuine = Path.replace
+
+    def check(self: Path, target: Path) -> Path:
+        loaded = lrc.load(folder, model)
+        assert_same(loaded, small)
+        return genuine(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", check)
+        lrc.save(changed(small), lrc.load_plan(folder), folder)
+    assert_same(lrc.load(folder, model), changed(small))
+
+
+def test_files_have_the_permissions_of_any_new_file(saved):
+    _, _, folder = saved
+    (folder / "other").write_text("")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert len(modes) == 1

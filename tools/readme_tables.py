@@ -1,0 +1,108 @@
+"""Write the tables of README.md from bench/results/*.json, between their markers; --check only compares."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return one benchmark's results."""
+    results: dict[str, Any] = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+    return results
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, numbers to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def resnet20() -> str:
+    """Top-1 of every recipe at every budget."""
+    results = read("resnet20")
+    budgets = list(dict.fromkeys(row["budget"] for row in results["rows"]))
+    names = list(dict.fromkeys(row["recipe"] for row in results["rows"]))
+    rows = []
+    for name in names:
+        mine = [row for row in results["rows"] if row["recipe"] == name]
+        rows.append([name, *(f"{row['top1']:.2f} ({row['top1_batchnorm']:.2f})" for row in mine)])
+    text = table(["recipe", *(f"params {budget}" for budget in budgets)], rows)
+    criterion = [f"{row['error']:.4f}" for row in results["rows"] if row["recipe"] == "alds, released"]
+    return (
+        f"{text}\n\nDense: {results['dense']:.2f} %. The largest layer error, which `alds()` minimises: "
+        f"{' / '.join(criterion)}."
+    )
+
+
+def where(results: dict[str, Any]) -> str:
+    """Say on what a figure was taken."""
+    return (
+        f"{results['cpu']}, {results['isa']}, {results['threads']} threads, torch {results['torch']}, "
+        f"{results['date']}"
+    )
+
+
+def peers(name: str, title: str) -> str:
+    """Ours beside the library's calls."""
+    results = read(name)
+    rows = [
+        [row["method"], f"{row['seconds']:.2f}", f"{row['speedup']:.1f}", f"{row['error']:.1e}"]
+        for row in results["rows"]
+    ]
+    header = [title, "seconds", "speed-up", "relative error"]
+    return f"{table(header, rows)}\n\n{where(results)}"
+
+
+def singular_values() -> str:
+    """All spectra of ResNet-50."""
+    return peers("singular_values", "ResNet-50, 54 weights, groups 1, 2, 4, 8, 16")
+
+
+def truncated_svd() -> str:
+    """Factors of ResNet-50."""
+    return peers("truncated_svd", "ResNet-50, 54 weights, factors of half rank")
+
+
+def plan() -> str:
+    """Time to plan ResNet20."""
+    results = read("plan")
+    rows = [[row["recipe"], f"{row['seconds']:.3f}"] for row in results["rows"]]
+    return f"{table(['ResNet20, plan at params 0.5', 'seconds'], rows)}\n\n{where(results)}"
+
+
+TABLES = {
+    "resnet20": resnet20,
+    "singular_values": singular_values,
+    "truncated_svd": truncated_svd,
+    "plan": plan,
+}
+
+
+def main() -> int:
+    """Rewrite or compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail where README.md differs from the results")
+    check = parser.parse_args().check
+    before = text = README.read_text()
+    for name, make in TABLES.items():
+        parts = re.split(rf"(<!-- /?{name} -->)", text)
+        if len(parts) != 5:
+            sys.exit(f"README.md must hold both markers of {name} once")
+        text = "".join([*parts[:2], f"\n{make()}\n", *parts[3:]])
+    if check and text != before:
+        sys.exit("README.md differs from bench/results: run tools/readme_tables.py")
+    README.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
