@@ -195,7 +195,7 @@ def fill_factors(
         raise WeightError(f"layer {name!r}: factors must be {shapes[:2]}, got {shapes[2:]}")
     weight = old.weight.detach()
     new.U, new.V = nn.Parameter(U), nn.Parameter(V)
-    missed = float((new.dense_weight().detach() - weight).norm() / weight.double().norm().clamp(min=1e-300))
+    missed = float((new.weight.detach() - weight).norm() / weight.double().norm().clamp(min=1e-300))
     if not abs(missed - error) <= _FACTOR_TOLERANCE:
         raise WeightError(
             f"layer {name!r}: its factors must miss the weight by {error:.3e}, got {missed:.3e}"
@@ -238,7 +238,7 @@ def merge(
 
 def _multiplied_out(module: Factored) -> Dense:
     """Return the dense layer that a factored one stands for."""
-    weight = module.dense_weight().detach()
+    weight = module.weight.detach()
     made: dict[str, Any] = {"bias": module.bias is not None, "device": weight.device, "dtype": weight.dtype}
     dense: Dense
     if isinstance(module, LowRankLinear):
@@ -272,21 +272,12 @@ def check_applied(model: nn.Module, plan: Plan) -> None:
             raise PlanError(
                 f"layer {entry.layer.name!r} must be {config or 'dense'} as planned, got {found or module}"
             )
-        shape = _weight_shape(module)
+        shape = tuple(getattr(module, "weight", torch.empty(0)).shape)
         if shape != entry.layer.weight_shape:
+            shapes = (list(entry.layer.weight_shape), list(shape))
             raise PlanError(
-                f"layer {entry.layer.name!r} must have weight {list(entry.layer.weight_shape)} as planned, "
-                f"got {list(shape)}"
+                f"layer {entry.layer.name!r} must have weight {shapes[0]} as planned, got {shapes[1]}"
             )
-
-
-def _weight_shape(module: nn.Module) -> tuple[int, ...]:
-    """Return the shape of a layer's weight, or of the weight that its factors multiply out to."""
-    if isinstance(module, LowRankLinear):
-        return (module.out_features, module.in_features)
-    if isinstance(module, LowRankConv1d | LowRankConv2d | LowRankConv3d):
-        return (module.out_channels, module.in_channels // module.conv_groups, *module.kernel_size)
-    return tuple(getattr(module, "weight", torch.empty(0)).shape)
 
 
 def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:

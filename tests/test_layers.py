@@ -64,7 +64,7 @@ def test_full_rank_reproduces_the_layer(case):
     for config in configs(rewrite.describe("0", module), lambda full: [full]):
         small = factor(module, config, x)
         torch.testing.assert_close(small(x), expected, rtol=1e-9, atol=1e-9, msg=str(config))
-        torch.testing.assert_close(small[0].dense_weight(), module.weight.double(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(small[0].weight, module.weight.double(), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", LAYERS, ids=ids)
@@ -103,7 +103,7 @@ def test_each_group_is_cut_at_its_best_rank(scheme, groups):
     model[0].weight = nn.Parameter(weight)
     plan = lrc.plan(model, lrc.Budget(params=1.0))
     small = lrc.apply(model, plan.edit("0", scheme=scheme, groups=groups, rank=2))
-    error = (small[0].dense_weight() - weight).detach()
+    error = (small[0].weight - weight).detach()
     for block, missed in zip(weight.chunk(groups, 1), error.chunk(groups, 1), strict=True):
         order = {0: "ocab->o(cab)", 1: "ocab->(oa)(cb)", 2: "ocab->(ob)(ca)", 3: "ocab->(oab)c"}[scheme]
         rows, columns = {

@@ -433,7 +433,7 @@ def test_constant_weights_have_rank_one(side, value):
     nn.init.constant_(model[0].weight, value)
     plan = lrc.plan(model, lrc.Budget(params=0.5))
     assert plan.error <= 1e-7
-    assert torch.allclose(lrc.apply(model, plan)[0].dense_weight(), model[0].weight)
+    assert torch.allclose(lrc.apply(model, plan)[0].weight, model[0].weight)
 
 
 def test_zero_weights_and_single_outputs():
@@ -443,5 +443,5 @@ def test_zero_weights_and_single_outputs():
     assert plan.error == 0
     assert plan["1"].choice.config is None
     small = lrc.apply(model, plan)
-    assert torch.equal(small[0].dense_weight(), torch.zeros(8, 8))
+    assert torch.equal(small[0].weight, torch.zeros(8, 8))
     assert torch.equal(small(torch.ones(2, 8)), model(torch.ones(2, 8)))

@@ -108,8 +108,9 @@ class _LowRankConv(nn.Module):
             fan_in = self.in_channels // self.conv_groups * math.prod(self.kernel_size)
             nn.init.uniform_(self.bias, -1 / math.sqrt(max(fan_in, 1)), 1 / math.sqrt(max(fan_in, 1)))
 
-    def dense_weight(self) -> Tensor:  # [out, in / conv_groups, *kernel]
-        """Multiply the factors out."""
+    @property
+    def weight(self) -> Tensor:  # [out, in / conv_groups, *kernel]
+        """The factors multiplied out at each access, for code that reads the weight of any layer."""
         outer = (self.conv_groups, self.out_channels // self.conv_groups, self.groups, self.rank)
         U = self.U.reshape(*outer, *self.decoder.kernel).flatten(4)
         V = self.V.unflatten(0, (self.conv_groups, self.groups, self.rank)).flatten(4)
@@ -121,10 +122,10 @@ class _LowRankConv(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # [batch, in_channels, *size], or without the batch
+        input: Tensor,  # [batch, in_channels, *size], or without the batch
     ) -> Tensor:  # [batch, out_channels, *size]
         """Apply the layer."""
-        z = self._run(self.encoder, x, self.V, None, self.conv_groups * self.groups)
+        z = self._run(self.encoder, input, self.V, None, self.conv_groups * self.groups)
         return self._run(self.decoder, z, self.U, self.bias, self.conv_groups)
 
     def _run(self, part: _Part, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:

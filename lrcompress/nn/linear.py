@@ -48,23 +48,24 @@ class LowRankLinear(nn.Module):
             bound = 1 / math.sqrt(max(self.in_features, 1))
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def dense_weight(self) -> Tensor:  # [out_features, in_features]
-        """Multiply the factors out."""
+    @property
+    def weight(self) -> Tensor:  # [out_features, in_features]
+        """The factors multiplied out at each access, for code that reads the weight of any layer."""
         U = self.U.unflatten(1, (self.groups, self.rank))
         V = self.V.unflatten(0, (self.groups, self.rank))
         return torch.einsum("okj,kjn->okn", U, V).flatten(1)
 
     def forward(
         self,
-        x: Tensor,  # [..., in_features]
+        input: Tensor,  # [..., in_features]
     ) -> Tensor:  # [..., out_features]
         """Apply the layer."""
         if self.groups == 1:
-            z = F.linear(x, self.V)
+            z = F.linear(input, self.V)
         else:
-            slices = x.reshape(-1, self.groups, self.in_features // self.groups).transpose(0, 1)
+            slices = input.reshape(-1, self.groups, self.in_features // self.groups).transpose(0, 1)
             z = torch.bmm(slices, self.V.unflatten(0, (self.groups, self.rank)).mT)
-            z = z.transpose(0, 1).reshape(*x.shape[:-1], self.groups * self.rank)
+            z = z.transpose(0, 1).reshape(*input.shape[:-1], self.groups * self.rank)
         return F.linear(z, self.U, self.bias)
 
     def extra_repr(self) -> str:

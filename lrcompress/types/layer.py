@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 
 from lrcompress.types.errors import PlanError
+
+SPATIAL_AXES = {"Linear": 0, "Conv1d": 1, "Conv2d": 2, "Conv3d": 3}  # of the kinds of layers
+
+# Sizes and counts above this could not be multiplied in float64 without rounding.
+_LARGEST = 2**53
+
+
+def _whole(name: str, value: object) -> int:
+    """Return a number as an int; NumPy's integers are welcome, bools and fractions are not."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise PlanError(f"{name} must be a whole number, got {value!r}")
+    return operator.index(value)
 
 
 @dataclass(frozen=True)
@@ -15,6 +28,10 @@ class LowRank:
     scheme: int
     groups: int
     rank: int
+
+    def __post_init__(self) -> None:
+        for name in ("scheme", "groups", "rank"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
 
     def __str__(self) -> str:
         return f"scheme {self.scheme}, groups {self.groups}, rank {self.rank}"
@@ -47,6 +64,15 @@ class Call:
     input_size: tuple[int, ...] = ()  # spatial; () for Linear
     output_size: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeats <= _LARGEST:
+            raise PlanError(f"repeats must be a number of at least 0, got {self.repeats}")
+        if (
+            len(self.input_size) != len(self.output_size)
+            or min(self.input_size + self.output_size, default=0) < 0
+        ):
+            raise PlanError(f"sizes must be of equal length, got {self.input_size} and {self.output_size}")
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -57,6 +83,16 @@ class Layer:
     weight_shape: tuple[int, ...]  # [out, in / conv_groups, *kernel]
     conv_groups: int = 1
     calls: tuple[Call, ...] = ()  # empty without example inputs
+
+    def __post_init__(self) -> None:
+        axes = SPATIAL_AXES.get(self.kind, -1)
+        shape = list(self.weight_shape)
+        if len(shape) != axes + 2 or min(shape) < 1 or math.prod(shape) > _LARGEST:
+            raise PlanError(f"layer {self.name!r}: {self.kind} cannot have a weight {shape}")
+        if self.conv_groups < 1 or shape[0] % self.conv_groups or (axes == 0 and self.conv_groups > 1):
+            raise PlanError(f"layer {self.name!r}: a weight {shape} cannot lie in {self.conv_groups} groups")
+        if any(len(call.output_size) != axes for call in self.calls):
+            raise PlanError(f"layer {self.name!r}: a call of {self.kind} has {axes} spatial sizes")
 
     @property
     def out_channels(self) -> int:

@@ -82,6 +82,10 @@ class Tradeoff:
     fraction: float
     error: float
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.fraction):
+            raise PlanError(f"fraction must be finite, got {self.fraction}")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -154,7 +158,7 @@ class Plan:
         """
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"a plan must be JSON: {error}") from None
         found = fields.get("plan_format") if isinstance(fields, dict) else type(fields).__name__
         if type(found) is not int or found != PLAN_FORMAT:
