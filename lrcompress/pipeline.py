@@ -29,6 +29,7 @@ from lrcompress.types import (
     Recipe,
     Tradeoff,
     Verification,
+    WeightError,
 )
 from lrcompress.types.options import OptionTable
 
@@ -42,7 +43,7 @@ def plan(
     recipe: Recipe | None = None,  # None: presets.alds()
     *,
     example_inputs: Any = None,  # a tensor, a tuple of positional or a mapping of keyword arguments
-    ignore: Sequence[str] = (),  # shell patterns of layer names to leave alone
+    ignore: str | Sequence[str] = (),  # shell patterns of layer names to leave alone
 ) -> Plan:
     """Choose for every compressible layer how to factor it, or to keep it dense.
 
@@ -53,12 +54,12 @@ def plan(
     Raises:
         BudgetError: the budget cannot be met; the message says the least possible.
         WeightError: a weight is not finite, or on the meta device; the message names the layer.
-        PlanError: a budget in MACs without example inputs.
+        PlanError: a budget in MACs without example inputs, or a pattern that matches no module.
     """
     recipe = recipe or presets.alds()
     if budget.cost == "macs" and example_inputs is None:
         raise PlanError("a budget in macs needs example_inputs, to know how often each layer runs")
-    modules, left_alone = rewrite.survey(model, ignore)
+    modules, left_alone = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
     calls: dict[str, tuple[Call, ...]] = {}
     macs = 0
     if example_inputs is not None:
@@ -94,7 +95,7 @@ def _check_reachable(budget: Budget, tables: list[OptionTable], fixed: int, tota
     if least > budget.limit(total):
         raise BudgetError(
             f"budget {budget} allows {budget.limit(total)} {budget.cost}, the least possible is {least} of "
-            f"{total} ({least / max(total, 1):.4f}); {fixed} of them belong to what is left alone"
+            f"{total} ({math.ceil(1e4 * least / max(total, 1)) / 1e4}); {fixed} of them are left alone"
         )
 
 
@@ -154,7 +155,7 @@ def compress(
     recipe: Recipe | None = None,
     *,
     example_inputs: Any = None,
-    ignore: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
 ) -> tuple[nn.Module, Plan]:
     """Plan and apply in one call. Raises what ``plan`` and ``apply`` raise."""
     made = plan(model, budget, recipe, example_inputs=example_inputs, ignore=ignore)
@@ -238,9 +239,13 @@ def save(
 
     Raises:
         PlanError: the model is not what the plan makes; the message names the layer.
+        WeightError: a tensor has no values (meta device).
     """
     rewrite.check_applied(model, plan)
     named, extra = rewrite.named_tensors(model)
+    for name, tensor in named.items():
+        if tensor.is_meta:
+            raise WeightError(f"tensor {name!r} is on the meta device and holds no values")
     tensors, aliases = codec.storable(named)
     versions = {
         "lrcompress": version("lrcompress"),
@@ -257,6 +262,8 @@ def load(
     device: torch.device | str = "cpu",
 ) -> nn.Module:
     """Rebuild a compressed model from its folder and the original architecture.
+
+    Parameters and buffers come from the folder; whatever else the model holds is copied from ``model``.
 
     Raises:
         FormatError: the artefact is incomplete, damaged, or its tensors are not those of this architecture.

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from lrcompress.nn import LowRankConv1d, LowRankConv2d, LowRankConv3d, LowRankLinear
 from lrcompress.types import Call, Layer, LeftAlone, LowRank, Plan, PlanError, WeightError
@@ -29,12 +30,25 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # values lost in a float64 Gram matrix are 1e-8 of the largest.
 _FACTOR_TOLERANCE = 1e-6
 
+_LARGEST_ENTRY = 1e150  # of a float64 weight: sums of squares must stay finite
+
 
 def survey(
     model: nn.Module,
     ignore: Sequence[str] = (),  # shell patterns of names
 ) -> tuple[dict[str, Dense], list[LeftAlone]]:
-    """List the compressible layers, and everything else with a weight matrix together with the reason."""
+    """List the compressible layers, and everything else with a weight matrix together with the reason.
+
+    Raises:
+        WeightError: a lazy module has not seen its first input yet.
+        PlanError: a pattern matches no module.
+    """
+    for name, module in model.named_modules():
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
+            raise WeightError(f"layer {name!r}: its weight has no shape yet; run the model once first")
+    for pattern in ignore:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in model.named_modules()):
+            raise PlanError(f"ignore pattern {pattern!r} matches no module")
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     layers: dict[str, Dense] = {}
     left_alone: list[LeftAlone] = []
@@ -77,6 +91,8 @@ def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed from other parameters"
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}"
     if weight.dtype not in _DTYPES:
         return f"its weight is of type {weight.dtype}"
     backward = (module._backward_hooks, module._backward_pre_hooks)
@@ -111,7 +127,7 @@ def check_weight(name: str, weight: Tensor) -> None:
     """Refuse a weight that cannot be factorised.
 
     Raises:
-        WeightError: it has no values (meta device), or holds nan or infinity.
+        WeightError: it has no values (meta device), or holds nan, infinity or numbers whose squares are.
     """
     if weight.is_meta:
         raise WeightError(
@@ -119,6 +135,8 @@ def check_weight(name: str, weight: Tensor) -> None:
         )
     if not weight.isfinite().all():
         raise WeightError(f"layer {name!r}: its weight holds nan or infinity")
+    if weight.dtype == torch.float64 and weight.abs().max() > _LARGEST_ENTRY:
+        raise WeightError(f"layer {name!r}: its weight holds entries above {_LARGEST_ENTRY}")
 
 
 def check_fits(model: nn.Module, plan: Plan) -> dict[str, Dense]:
@@ -221,7 +239,12 @@ def replaced(model: nn.Module, modules: Mapping[str, nn.Module], hollow: bool = 
             )
         memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
     memo |= {id(model.get_submodule(name)): new for name, new in modules.items()}
-    copied: nn.Module = copy.deepcopy(model, memo)
+    try:
+        copied: nn.Module = copy.deepcopy(model, memo)
+    except RuntimeError as error:  # torch copies no tensor that was computed from others
+        raise PlanError(
+            f"the model cannot be copied; make its weights plain parameters first: {error}"
+        ) from error
     return copied
 
 

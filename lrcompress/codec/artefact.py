@@ -167,10 +167,20 @@ def _replace(path: Path, payload: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make renames in a folder outlast a power cut, in their order."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def storable(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 import types
 import typing
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ class Budget:
         if len(given) != 1:
             raise BudgetError(f"give exactly one of params= and macs=, got {given or 'none'}")
         value = getattr(self, given[0])
+        if hasattr(value, "__index__") and not isinstance(value, bool):
+            value = operator.index(value)  # NumPy's integers too
+            object.__setattr__(self, given[0], value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise BudgetError(f"{given[0]} must be a finite number, got {value!r}")
         if value <= 0:
@@ -99,6 +103,11 @@ class Plan:
     left_alone: tuple[LeftAlone, ...] = ()
     tradeoff: tuple[Tradeoff, ...] = ()
 
+    def __post_init__(self) -> None:
+        names = [entry.layer.name for entry in self.layers]
+        if len(set(names)) < len(names):
+            raise PlanError(f"layers must have names of their own, got {names}")
+
     @property
     def params_after(self) -> int:
         """Parameters of the whole model once the plan is applied."""
@@ -123,13 +132,19 @@ class Plan:
     def __iter__(self) -> Iterator[LayerPlan]:
         return iter(self.layers)
 
-    def edit(self, name: str, *, scheme: int = 0, groups: int = 1, rank: int) -> Plan:
+    def edit(self, name: str, *, rank: int, groups: int | None = None, scheme: int | None = None) -> Plan:
         """Return a plan with another configuration for one layer; its error is nan (not evaluated).
+
+        Groups and scheme not given stay what they are; a dense layer starts from one group and scheme 0.
 
         Raises:
             PlanError: no such layer, or a configuration that the layer cannot take.
         """
-        return self._with_choice(name, self[name].layer.option(LowRank(scheme, groups, rank)))
+        now = self[name].choice.config or LowRank(scheme=0, groups=1, rank=1)
+        config = LowRank(
+            now.scheme if scheme is None else scheme, now.groups if groups is None else groups, rank
+        )
+        return self._with_choice(name, self[name].layer.option(config))
 
     def keep_dense(self, name: str) -> Plan:
         """Return a plan that leaves one layer as it is.

@@ -1,0 +1,177 @@
+"""An artefact that was damaged or changed is refused: never a crash, never a silently wrong model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_artefact import CONFIG, Net, assert_same, compressed
+from torch import nn
+
+import lrcompress as lrc
+from lrcompress.codec import artefact as codec
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Net, nn.Module, Path]:
+    """Return an original, its compressed copy and the folder that holds it."""
+    model = Net().eval()
+    small, plan = compressed(model)
+    lrc.save(small, plan, tmp_path / "out")
+    return model, small, tmp_path / "out"
+
+
+def assert_refused(folder: Path, model: nn.Module) -> None:
+    with pytest.raises(lrc.FormatError):
+        lrc.load(folder, model)
+
+
+def positions(size: int) -> list[int]:
+    """Every position at both ends and 60 between them."""
+    ends = {*range(min(size, 24)), *range(max(0, size - 24), size)}
+    return sorted(ends.union(range(0, size, max(1, size // 60))))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mask"),
+    [(CONFIG, 0x80), (CONFIG, 0xFF), ("model-*", 0x01), ("model-*", 0x80), ("model-*", 0xFF)],
+)
+def test_a_flipped_byte_is_found(saved, pattern, mask):
+    model, _, folder = saved
+    path = next(folder.glob(pattern))
+    whole = path.read_bytes()
+    for i in positions(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ mask]) + whole[i + 1 :])
+        assert_refused(folder, model)
+    path.write_bytes(whole)
+    lrc.load(folder, model)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_replaced_byte_is_found_or_changes_nothing(saved, data):
+    """White space, the case of an exponent and a number's last digit may say the same."""
+    model, small, folder = saved
+    path = folder / CONFIG
+    whole = path.read_bytes()
+    i, new = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 255))
+    path.write_bytes(whole[:i] + bytes([new]) + whole[i + 1 :])
+    try:
+        assert_same(lrc.load(folder, model), small)
+    except lrc.FormatError:
+        assert new != whole[i]
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("pattern", [CONFIG, "model-*.safetensors"])
+def test_a_cut_file_is_found(saved, pattern):
+    model, _, folder = saved
+    path = next(folder.glob(pattern))
+    whole = path.read_bytes()
+    for length in positions(len(whole)):
+        path.write_bytes(whole[:length])
+        assert_refused(folder, model)
+    path.write_bytes(whole + b"x")
+    assert_refused(folder, model)
+
+
+def test_missing_files_are_named(saved, tmp_path):
+    model, _, folder = saved
+    with pytest.raises(lrc.FormatError, match=r"nowhere.config\.json"):
+        lrc.load(tmp_path / "nowhere", model)
+    with pytest.raises(lrc.FormatError, match=r"nowhere.config\.json"):
+        lrc.load_plan(tmp_path / "nowhere")
+    weights = next(folder.glob("model-*"))
+    weights.unlink()
+    lrc.load_plan(folder)
+    with pytest.raises(lrc.FormatError, match=weights.name):
+        lrc.load(folder, model)
+    weights.mkdir()
+    assert_refused(folder, model)
+
+
+def rewrite_config(folder: Path, changes: dict) -> None:
+    """Change config.json and give it the checksum of its new contents, as a hostile writer would."""
+    config = json.loads((folder / CONFIG).read_text())
+    del config["checksum"]
+    config |= changes
+    config["checksum"] = codec._checksum(config)
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+FIELDS = ["format", "format_version", "weights", "sha256", "aliases", "buffers", "plan", "versions"]
+OF_OTHER_TYPES = (None, 1.5, True, "", "x", [[1]], [{}], [None], {"a": [1]})
+NO_FILES = ("../x", "/etc/passwd", "a/b", "..", ".", "a\0b", "\ud800", "x" * 5000)
+NO_ALIASES = ({"a": {}}, {"a": 1}, {"a": None}, {"a": "nowhere"}, {"a": "a"}, {})
+OTHER_TENSORS = ("norm.weight", "head.weight", "norm.num_batches_tracked")
+HOSTILE = [
+    *((field, wrong) for field in FIELDS for wrong in OF_OTHER_TYPES),
+    *(("weights", name) for name in NO_FILES),
+    *(("aliases", wrong) for wrong in NO_ALIASES),
+    *(("aliases", {"head.weight": name}) for name in OTHER_TENSORS),
+    *(("buffers", wrong) for wrong in ([], ["shift"], ["shift", "steps", "scale"], ["nowhere"])),
+    ("format_version", 0),
+    ("format_version", 2),
+    ("sha256", "0" * 64),
+]
+
+
+@pytest.mark.parametrize(("field", "wrong"), HOSTILE, ids=lambda v: ascii(v)[:30])
+def test_a_hostile_config_is_refused(saved, field, wrong):
+    model, _, folder = saved
+    if field == "versions" and isinstance(wrong, dict):
+        wrong = []  # any dict is a record of versions
+    rewrite_config(folder, {field: wrong})
+    assert_refused(folder, model)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        (("weight_shape",), []),
+        (("weight_shape",), [8, 4, 0, 3]),
+        (("conv_groups",), 0),
+        (("name",), 3),
+        (("calls",), [{"repeats": 1.0, "input_size": [3], "output_size": []}]),
+        (("calls",), [{"repeats": None, "input_size": [3, 3], "output_size": [3, 3]}]),
+    ],
+    ids=str,
+)
+def test_a_hostile_plan_is_refused(saved, path, wrong):
+    model, _, folder = saved
+    plan = json.loads((folder / CONFIG).read_text())["plan"]
+    plan["layers"][0]["layer"][path[0]] = wrong
+    rewrite_config(folder, {"plan": plan})
+    assert_refused(folder, model)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        '"lrcompress"',
+        "{}",
+        '{"format": "other"}',
+        "[" * 20_000,
+        '{"format": "lrcompress", "format_version": 1, "a": ' + "[" * 900 + "]" * 900 + "}",
+        '{"format": "lrcompress", "format_version": ' + "1" * 5000 + "}",
+        "\ud800",
+        "\0",
+    ],
+    ids=lambda text: ascii(text)[:30],
+)
+def test_other_texts_are_no_artefacts(saved, text):
+    model, _, folder = saved
+    (folder / CONFIG).write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert_refused(folder, model)
+    with pytest.raises(lrc.FormatError):
+        lrc.load_plan(folder)
+
+
+# ---- replacing an artefact ----
