@@ -1,4 +1,4 @@
-"""Shared by all tests: a fixed seed, the real data when it is at hand, and the tolerance law."""
+"""Shared by all tests: fixed seeds, the real data when it is at hand, and the tolerance law."""
 
 import os
 from collections.abc import Callable
@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
+
+settings.register_profile("seeded", derandomize=True, deadline=None)
+settings.load_profile("seeded")
 
 
 @pytest.fixture(autouse=True)

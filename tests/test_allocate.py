@@ -56,7 +56,7 @@ def best_by_brute_force(found: list[OptionTable], limit: int, objective) -> floa
 
 
 @given(tables(), st.integers(0, 60))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_minmax_is_the_global_optimum(found, slack):
     limit = least(found) + slack
     rows = MinMax()(found, "params", limit)
@@ -65,7 +65,7 @@ def test_minmax_is_the_global_optimum(found, slack):
 
 
 @given(tables(), st.integers(0, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_minmax_leaves_no_rank_that_could_be_raised(found, slack):
     limit = least(found) + slack
     rows = MinMax()(found, "params", limit)
@@ -78,7 +78,7 @@ def test_minmax_leaves_no_rank_that_could_be_raised(found, slack):
 
 
 @given(tables(), st.integers(0, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_weighted_sum_is_within_one_step_of_the_optimum(found, slack):
     limit = least(found) + slack
     rows = WeightedSum()(found, "params", limit)
@@ -103,7 +103,7 @@ def test_constant_ratio_gives_every_layer_the_same_relative_rank():
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda s: type(s).__name__)
 @given(found=tables(), slack=st.integers(0, 60))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_larger_budget_is_never_worse(step, found, slack):
     if isinstance(step, WeightedSum):
         return  # the greedy repair may lose a little; its own bound is tested above

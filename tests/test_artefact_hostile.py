@@ -49,7 +49,7 @@ def test_a_flipped_byte_is_found(saved, pattern, mask):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_replaced_byte_is_found_or_changes_nothing(saved, data):
     """White space, the case of an exponent and a number's last digit may say the same."""
     model, small, folder = saved

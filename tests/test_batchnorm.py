@@ -44,7 +44,7 @@ def test_statistics_are_the_averages_over_batches(kind, size):
 
 
 @given(st.lists(st.integers(2, 5), min_size=1, max_size=4), st.data())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_order_of_batches_does_not_matter(sizes, data):
     batches = [batch.double() for batch in batches_of((3, 3), tuple(sizes))]
     found = []

@@ -118,7 +118,7 @@ def test_each_group_is_cut_at_its_best_rank(scheme, groups):
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.sampled_from([1, 2]), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_error_falls_with_rank(outs, channels, kernel, conv_groups, data):
     torch.manual_seed(data.draw(st.integers(0, 99)))
     module = nn.Conv2d(channels * conv_groups, outs * conv_groups, kernel, groups=conv_groups)

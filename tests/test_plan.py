@@ -93,7 +93,7 @@ def test_an_impossible_budget_says_the_least_which_is_then_feasible(recipe, cost
     st.floats(0.35, 1.0),
     st.booleans(),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_the_budget_holds_on_the_model_that_runs(recipe, cost, fraction, as_count):
     torch.manual_seed(1)
     model = Net()
@@ -161,7 +161,7 @@ def test_planning_is_deterministic_and_leaves_no_trace():
 
 
 @given(st.lists(st.integers(2, 12), min_size=2, max_size=4), st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_tradeoff_never_rises(widths, seed):
     torch.manual_seed(seed)
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))

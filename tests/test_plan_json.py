@@ -26,7 +26,7 @@ def json_of_a_plan() -> dict:
     st.one_of(st.floats(0.3, 1.0), st.integers(20, 300)),
     st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_json_gives_an_equal_plan(widths, recipe, cost, size, edited):
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)), nn.Embedding(3, 2))
     model.forward = model[:-1].forward

@@ -255,7 +255,7 @@ CONTAINERS = st.recursive(
 
 
 @given(CONTAINERS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_containers_and_odd_names_are_rebuilt(model):
     before = copy.deepcopy(model)
     plan = lrc.plan(model, WHOLE)
@@ -372,7 +372,7 @@ def test_hidden_sizes_of_zero_are_left_alone():
 
 
 @given(st.lists(st.integers(1, 10), min_size=2, max_size=4), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_weight_is_planned_or_left_alone(widths, data):
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
     ignored = data.draw(st.sets(st.sampled_from([name for name, _ in model.named_children()])))

@@ -60,7 +60,7 @@ def test_hard_spectra(decay):
 
 
 @given(st.integers(1, 20), st.integers(1, 24), st.sets(st.integers(1, 24), min_size=1), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_only_the_counts_that_divide_are_given(rows, columns, counts, seed):
     torch.manual_seed(seed)
     matrix = torch.randn(rows, columns)
