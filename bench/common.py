@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -17,6 +18,18 @@ from rich.console import Console
 from rich.table import Table
 
 import lrcompress
+
+
+def arguments(description: str, repeats: int) -> argparse.Namespace:
+    """Read --threads, --repeats and --json, and set the threads and the seed."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    return args
 
 
 def timed_in_turn(
@@ -70,8 +83,26 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
-def write_results(path: Path | None, results: Mapping[str, Any]) -> None:
-    """Write JSON where asked."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=1) + "\n")
+def compared(
+    results: Mapping[str, Any],
+    times: Mapping[str, Sequence[float]],
+    base: str,  # the method that the others are compared with
+    error: Callable[[Any], float],  # of a method's result
+) -> list[dict[str, Any]]:
+    """Return a row a method: median seconds, spread, speed-up and error."""
+    reference = median_and_spread(times[base])[0]
+    rows = []
+    for name, seconds in times.items():
+        median, spread = median_and_spread(seconds)
+        row = {"method": name, "seconds": median, "spread": spread, "speedup": reference / median}
+        rows.append(row | {"error": error(results[name])})
+    return rows
+
+
+def publish(title: str, args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table, and write JSON where asked."""
+    print_table(f"{title}, {args.threads} threads", rows)
+    results = {"threads": args.threads, "repeats": args.repeats, "rows": rows, **environment()}
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -5,12 +5,11 @@ python bench/plan.py [--threads 2] [--repeats 9] [--json bench/results/plan.json
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
-from common import environment, median_and_spread, print_table, timed_in_turn, write_results
+from common import arguments, median_and_spread, publish, timed_in_turn
 
 import lrcompress as lrc
 
@@ -20,13 +19,7 @@ from resnet20_cifar10 import ResNet20
 
 def main() -> None:
     """Time the data-free plan for three error kinds, with and without counting MACs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = arguments(__doc__, repeats=9)
     model, x, budget = ResNet20().eval(), torch.randn(1, 3, 32, 32), lrc.Budget(params=0.5)
     methods = {
         "alds": lambda: lrc.plan(model, budget, lrc.alds()),
@@ -40,10 +33,7 @@ def main() -> None:
         {"recipe": name, "seconds": median_and_spread(seconds)[0], "spread": median_and_spread(seconds)[1]}
         for name, seconds in times.items()
     ]
-    print_table(f"Planning ResNet20 at half its parameters, {args.threads} threads", rows)
-    write_results(
-        args.json, {"threads": args.threads, "repeats": args.repeats, "rows": rows, **environment()}
-    )
+    publish("Planning ResNet20 at half its parameters", args, rows)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,10 @@ python bench/singular_values.py [--threads 2] [--repeats 3] [--json bench/result
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from common import environment, median_and_spread, print_table, timed_in_turn, write_results
+from common import arguments, compared, publish, timed_in_turn
 from torch import Tensor
 
 from lrcompress import ops
@@ -32,7 +30,6 @@ def resnet50_shapes() -> list[tuple[int, int, int]]:
 
 def weights() -> list[Tensor]:
     """Return a weight of each shape with a power-law spectrum, as trained weights have."""
-    torch.manual_seed(0)
     found = []
     for out, channels, area in resnet50_shapes():
         matrix = torch.randn(out, channels * area)
@@ -74,12 +71,7 @@ def largest_error(found: list[dict[int, Tensor]], exact: list[dict[int, Tensor]]
 
 def main() -> None:
     """Time all methods in turn and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = arguments(__doc__, repeats=3)
     matrices = weights()
     counts = [divisors(channels) for _, channels, _ in resnet50_shapes()]
     methods = {
@@ -92,18 +84,9 @@ def main() -> None:
     }
     results, times = timed_in_turn(methods, args.repeats)
     exact = results["torch.linalg.svdvals fp64, loop"]
-    base = median_and_spread(times["torch.linalg.svdvals fp32, loop"])[0]
-    rows = []
-    for name, seconds in times.items():
-        median, spread = median_and_spread(seconds)
-        error = largest_error(results[name], exact)
-        rows.append(
-            {"method": name, "seconds": median, "spread": spread, "speedup": base / median, "error": error}
-        )
-    print_table(f"ResNet-50, 54 weights, groups {GROUPS}, {args.threads} threads", rows)
-    write_results(
-        args.json, {"threads": args.threads, "repeats": args.repeats, "rows": rows, **environment()}
-    )
+    base = "torch.linalg.svdvals fp32, loop"
+    rows = compared(results, times, base, lambda found: largest_error(found, exact))
+    publish(f"ResNet-50, 54 weights, groups {GROUPS}", args, rows)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,8 @@ python bench/truncated_svd.py [--threads 2] [--repeats 3] [--json bench/results/
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
-from common import environment, median_and_spread, print_table, timed_in_turn, write_results
+from common import arguments, compared, publish, timed_in_turn
 from singular_values import resnet50_shapes
 
 from lrcompress import ops
@@ -17,13 +14,7 @@ from lrcompress import ops
 
 def main() -> None:
     """Time both precisions of the library and ours in turn, and compare residuals."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = arguments(__doc__, repeats=3)
     matrices = [torch.randn(out, channels * area) for out, channels, area in resnet50_shapes()]
     ranks = [max(1, min(matrix.shape) // 2) for matrix in matrices]
 
@@ -38,20 +29,12 @@ def main() -> None:
     }
     results, times = timed_in_turn(methods, args.repeats)
     exact = [S for _, S, _ in results["torch.linalg.svd fp64, loop"]]
-    base = median_and_spread(times["torch.linalg.svd fp32, loop"])[0]
-    rows = []
-    for name, seconds in times.items():
-        median, spread = median_and_spread(seconds)
-        error = max(
-            float(((S - e).abs() / e).max()) for (_, S, _), e in zip(results[name], exact, strict=True)
-        )
-        rows.append(
-            {"method": name, "seconds": median, "spread": spread, "speedup": base / median, "error": error}
-        )
-    print_table(f"ResNet-50, 54 weights, half rank, {args.threads} threads", rows)
-    write_results(
-        args.json, {"threads": args.threads, "repeats": args.repeats, "rows": rows, **environment()}
-    )
+
+    def largest_error(found: list[tuple[torch.Tensor, ...]]) -> float:
+        return max(float(((S - e).abs() / e).max()) for (_, S, _), e in zip(found, exact, strict=True))
+
+    rows = compared(results, times, "torch.linalg.svd fp32, loop", largest_error)
+    publish("ResNet-50, 54 weights, half rank", args, rows)
 
 
 if __name__ == "__main__":

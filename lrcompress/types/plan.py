@@ -229,13 +229,14 @@ def from_plain(kind: Any, value: Any, where: str = "plan") -> Any:
         return from_plain(member, value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(from_plain(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = typing.get_type_hints(kind)
         names = [field.name for field in dataclasses.fields(kind)]
         if sorted(names) != sorted(value):
             raise PlanError(f"{where} must have the fields {names}, got {list(value)}")
         try:
-            return kind(**{name: from_plain(hints[name], value[name], f"{where}.{name}") for name in names})  # type: ignore[operator]
+            values = {name: from_plain(hints[name], value[name], f"{where}.{name}") for name in names}
+            return kind(**values)
         except CompressionError as error:
             raise PlanError(f"{where}: {error}") from None
     if kind is float and value is None:
