@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors.torch import load_file
 from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
@@ -23,12 +24,16 @@ SEED = 0  # of random inputs, and of a factory's random weights
 
 @contextmanager
 def step(doing: str) -> Iterator[None]:
-    """Show what is being done, on stderr, where the prints of the user's code go too.
+    """Show what is being done, and for how long, on stderr, where the prints of the user's code go too.
 
     Raises:
         CompressionError: whatever the user's code raised, as one line.
     """
-    with Console(stderr=True).status(f"{doing} ..."), redirect_stdout(sys.stderr):
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with shown as bar, redirect_stdout(sys.stderr):
+        bar.add_task(doing, total=None)  # no step knows its end before it is there
         try:
             yield
         except (CompressionError, OSError):
