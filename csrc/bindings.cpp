@@ -1,9 +1,14 @@
 // The Python module: one m.def an op. Shapes and dtypes are explained in lrcompress/ops, which is its only
 // caller.
+#include <pybind11/stl.h>
+
+#include <optional>
 #include <string>
+#include <type_traits>
 
 #include "dispatch.h"
 #include "ops/gram.h"
+#include "ops/lowrank_conv2d.h"
 #include "ops/symmetric_eigenvalues.h"
 #include "tensor_view.h"
 
@@ -59,6 +64,42 @@ void bind_gram(const TensorView& problems, const TensorView& out, std::int64_t t
     throw std::invalid_argument("expected matrices of 32-bit or 64-bit floats");
 }
 
+// Both axes' stride, padding and dilation come as pairs.
+using Pair = std::array<std::int64_t, 2>;
+
+void bind_lowrank_conv2d(const TensorView& input, const TensorView& encoder, const TensorView& decoder,
+                         const std::optional<TensorView>& bias, const TensorView& out, const Pair& stride,
+                         const Pair& padding, const Pair& dilation, std::int64_t groups, int threads) {
+    const auto axis = [&](int i) {
+        return ConvAxis{.in = input.shape[2 + i],
+                        .out = out.shape[2 + i],
+                        .kernel = encoder.shape[2 + i],
+                        .stride = stride[i],
+                        .padding = padding[i],
+                        .dilation = dilation[i]};
+    };
+    const LowrankConv2dArgs args{.input = input.as<const float>(),
+                                 .encoder = encoder.as<const float>(),
+                                 .decoder = decoder.as<const float>(),
+                                 .bias = bias ? bias->as<const float>() : nullptr,
+                                 .out = out.as<float>(),
+                                 .batch = input.shape[0],
+                                 .channels = input.shape[1],
+                                 .filters = decoder.shape[0],
+                                 .groups = groups,
+                                 .rank = encoder.shape[0] / groups,
+                                 .rows = axis(0),
+                                 .columns = axis(1),
+                                 .threads = threads};
+    dispatch(input, [&](auto device) {
+        if constexpr (std::is_same_v<decltype(device), Cpu>) {
+            lowrank_conv2d(device, args);
+        } else {
+            throw std::invalid_argument("lowrank_conv2d runs on CPU tensors only");
+        }
+    });
+}
+
 }  // namespace
 }  // namespace lrc
 
@@ -69,6 +110,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("gram_tiles", &lrc::gram_tiles, py::arg("side"));
     m.def("gram", &lrc::bind_gram, py::arg("problems"), py::arg("out"), py::arg("tiles"), py::arg("bits"),
           py::arg("threads"));
+    m.def("lowrank_conv2d", &lrc::bind_lowrank_conv2d, py::arg("input"), py::arg("encoder"),
+          py::arg("decoder"), py::arg("bias"), py::arg("out"), py::arg("stride"), py::arg("padding"),
+          py::arg("dilation"), py::arg("groups"), py::arg("threads"));
     m.def("symmetric_eigenvalues", &lrc::bind_symmetric_eigenvalues, py::arg("matrices"), py::arg("problems"),
           py::arg("values"), py::arg("max_side"), py::arg("threads"));
 }

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import TypedDict
 
 from torch import Tensor
@@ -14,6 +15,18 @@ MAX_CUDA_SIDE: int
 def build_info() -> BuildInfo: ...
 def gram_tiles(side: int) -> int: ...
 def gram(problems: Tensor, out: Tensor, tiles: int, bits: int, threads: int) -> None: ...
+def lowrank_conv2d(
+    input: Tensor,
+    encoder: Tensor,
+    decoder: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    threads: int,
+) -> None: ...
 def symmetric_eigenvalues(
     matrices: Tensor, problems: Tensor, values: Tensor, max_side: int, threads: int
 ) -> None: ...

@@ -79,11 +79,30 @@ def plan() -> str:
     return f"{table(['ResNet20, plan at params 0.5', 'seconds'], rows)}\n\n{where(results)}"
 
 
+def lowrank_conv2d() -> str:
+    """The fused convolution, for a batch of 64."""
+    results = read("lowrank_conv2d")
+    rows = [
+        [
+            f"{row['channels']} x {row['side']} x {row['side']}",
+            str(row["groups"]),
+            str(row["rank"]),
+            f"{row['two / ours']:.1f}",
+            f"{row['dense / ours']:.1f}",
+        ]
+        for row in results["rows"]
+        if row["batch"] == 64 and row["channels"] <= 16 * row["groups"]
+    ]
+    header = ["layer", "groups", "rank", "two calls / ours", "dense / ours"]
+    return f"{table(header, rows)}\n\n{where(results)}"
+
+
 TABLES = {
     "resnet20": resnet20,
     "singular_values": singular_values,
     "truncated_svd": truncated_svd,
     "plan": plan,
+    "lowrank_conv2d": lowrank_conv2d,
 }
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrcompress import ops
 from lrcompress.types import encoder_axes
 
 Size = int | Sequence[int]
@@ -163,6 +164,48 @@ class LowRankConv2d(_LowRankConv):
 
     axes = 2
     convolve = staticmethod(F.conv2d)
+
+    def forward(
+        self,
+        input: Tensor,  # [batch, in_channels, height, width], or without the batch
+    ) -> Tensor:  # [batch, out_channels, height, width]
+        """Apply the layer."""
+        if not _runs_fused(self, input):
+            return super().forward(input)
+        part = self.encoder
+        padding = tuple(before for before, _ in part.padding)
+        return ops.lowrank_conv2d(
+            input, self.U, self.V, self.bias, part.stride, padding, part.dilation, self.groups
+        )
+
+
+# The layers at which bench/lowrank_conv2d.py has the fused op ahead of two library calls, and no others.
+_FUSED_GROUP_CHANNELS = 16  # at most
+_FUSED_DECODER_SIZE = 1 << 14  # entries of U, at most
+_FUSED_KERNEL_AREAS = range(2, 10)
+
+
+def _runs_fused(layer: LowRankConv2d, input: Tensor) -> bool:
+    """Say whether ``ops.lowrank_conv2d`` runs this call: shapes that it is good at, in inference.
+
+    For a backward pass the composition keeps what the op would compute again, and an exported graph must
+    not need an op that its reader does not have.
+    """
+    factors = [layer.U, layer.V, *([] if layer.bias is None else [layer.bias])]
+    return (
+        layer.scheme == 0
+        and layer.conv_groups == 1
+        and layer.in_channels // layer.groups <= _FUSED_GROUP_CHANNELS
+        and layer.U.numel() <= _FUSED_DECODER_SIZE
+        and math.prod(layer.kernel_size) in _FUSED_KERNEL_AREAS
+        and layer.padding_mode == "zeros"
+        and all(before == after for before, after in layer.encoder.padding)
+        and input.ndim == 4
+        and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (input, *factors))
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.compiler.is_exporting() or torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (input, *factors)))
+    )
 
 
 class LowRankConv3d(_LowRankConv):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -41,3 +42,18 @@ def gram(
 ) -> list[Tensor]:  # each [batch, side, side], zero above the diagonal
     """Multiply each matrix by its transpose."""
     return [(batch.double() @ batch.double().mT).tril() for batch in batches]
+
+
+def lowrank_conv2d(
+    input: Tensor,  # [batch, channels, height, width]
+    U: Tensor,  # [out, groups rank, 1, 1]
+    V: Tensor,  # [groups rank, channels / groups, kernel height, kernel width]
+    bias: Tensor | None,  # [out]
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:  # [batch, out, out height, out width]
+    """Convolve twice."""
+    z = F.conv2d(input.double(), V.double(), None, stride, padding, dilation, groups)
+    return F.conv2d(z, U.double(), None if bias is None else bias.double())

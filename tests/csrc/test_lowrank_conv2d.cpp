@@ -1,0 +1,114 @@
+// The CPU twin against exact sums of small integers, its output surrounded by numbers that must stay.
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "ops/lowrank_conv2d.h"
+
+namespace {
+
+constexpr float kUntouched = -12345.5F;  // no sum of integers
+
+std::vector<float> integers(std::int64_t size, unsigned seed) {
+    std::mt19937 random(seed);
+    std::vector<float> values(size);
+    for (float& value : values) value = static_cast<float>(random() % 7) - 3;
+    return values;
+}
+
+lrc::ConvAxis axis(std::int64_t in, std::int64_t kernel, std::int64_t stride, std::int64_t padding,
+                   std::int64_t dilation) {
+    const std::int64_t out = (in + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+    return {in, out, kernel, stride, padding, dilation};
+}
+
+// z of one pixel, by the formula of the contract.
+double encoded(const lrc::LowrankConv2dArgs& args, std::int64_t image, std::int64_t q, std::int64_t row,
+               std::int64_t column) {
+    const std::int64_t inside = args.channels / args.groups;
+    double sum = 0;
+    const float* weight = args.encoder + q * inside * args.rows.kernel * args.columns.kernel;
+    for (std::int64_t i = 0; i < inside; ++i) {
+        const std::int64_t plane = image * args.channels + q / args.rank * inside + i;
+        for (std::int64_t a = 0; a < args.rows.kernel; ++a) {
+            for (std::int64_t b = 0; b < args.columns.kernel; ++b, ++weight) {
+                const std::int64_t y = row * args.rows.stride + a * args.rows.dilation - args.rows.padding;
+                const std::int64_t x =
+                    column * args.columns.stride + b * args.columns.dilation - args.columns.padding;
+                if (y < 0 || y >= args.rows.in || x < 0 || x >= args.columns.in) continue;
+                sum += *weight * args.input[(plane * args.rows.in + y) * args.columns.in + x];
+            }
+        }
+    }
+    return sum;
+}
+
+std::vector<float> expected(const lrc::LowrankConv2dArgs& args) {
+    const std::int64_t inner = args.groups * args.rank;
+    const std::int64_t pixels = args.rows.out * args.columns.out;
+    std::vector<float> out(args.batch * args.filters * pixels);
+    for (std::int64_t image = 0; image < args.batch; ++image) {
+        for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
+            std::vector<double> z(inner);
+            for (std::int64_t q = 0; q < inner; ++q) {
+                z[q] = encoded(args, image, q, pixel / args.columns.out, pixel % args.columns.out);
+            }
+            for (std::int64_t f = 0; f < args.filters; ++f) {
+                double sum = args.bias == nullptr ? 0 : args.bias[f];
+                for (std::int64_t q = 0; q < inner; ++q) sum += args.decoder[f * inner + q] * z[q];
+                out[(image * args.filters + f) * pixels + pixel] = static_cast<float>(sum);
+            }
+        }
+    }
+    return out;
+}
+
+void test(std::int64_t batch, std::int64_t groups, std::int64_t inside, std::int64_t rank,
+          std::int64_t filters, const lrc::ConvAxis& rows, const lrc::ConvAxis& columns) {
+    const std::int64_t channels = groups * inside;
+    const std::vector<float> input = integers(batch * channels * rows.in * columns.in, 1);
+    const std::vector<float> encoder = integers(groups * rank * inside * rows.kernel * columns.kernel, 2);
+    const std::vector<float> decoder = integers(filters * groups * rank, 3);
+    const std::vector<float> bias = integers(filters, 4);
+    for (int threads : {1, 2, 5}) {
+        std::vector<float> out(batch * filters * rows.out * columns.out, kUntouched);
+        const lrc::LowrankConv2dArgs args{.input = input.data(),
+                                          .encoder = encoder.data(),
+                                          .decoder = decoder.data(),
+                                          .bias = threads == 2 ? nullptr : bias.data(),
+                                          .out = out.data(),
+                                          .batch = batch,
+                                          .channels = channels,
+                                          .filters = filters,
+                                          .groups = groups,
+                                          .rank = rank,
+                                          .rows = rows,
+                                          .columns = columns,
+                                          .threads = threads};
+        lrc::lowrank_conv2d(lrc::Cpu{}, args);
+        check::expect(out == expected(args), "%lld groups of rank %lld, %lld by %lld pixels, %d threads",
+                      static_cast<long long>(groups), static_cast<long long>(rank),
+                      static_cast<long long>(rows.in), static_cast<long long>(columns.in), threads);
+    }
+}
+
+}  // namespace
+
+int main() {
+    test(0, 2, 1, 1, 3, axis(4, 3, 1, 1, 1), axis(4, 3, 1, 1, 1));
+    test(1, 1, 1, 1, 1, axis(1, 1, 1, 0, 1), axis(1, 1, 1, 0, 1));
+    // Around the vectors (8) and the pixels (16) of a block.
+    for (std::int64_t width : {7, 8, 9, 15, 16, 17, 33}) {
+        for (std::int64_t stride : {1, 2, 3}) {
+            test(2, 3, 2, 3, 7, axis(5, 3, stride, 1, 1), axis(width, 3, stride, 1, 1));
+            test(1, 2, 1, 2, 5, axis(9, 3, 1, 3, 2), axis(width, 5, stride, 3, 2));
+        }
+    }
+    for (std::int64_t rank : {1, 2, 3, 4, 5, 7, 9, 13})
+        test(1, 2, 1, rank, rank, axis(6, 3, 1, 0, 1), axis(11, 1, 2, 1, 1));
+    // An image whose z is cut into several tiles, and rows that are padding only.
+    test(1, 16, 1, 4, 2, axis(21, 3, 2, 1, 1), axis(120, 3, 1, 1, 1));
+    test(2, 1, 2, 2, 3, axis(1, 1, 2, 3, 1), axis(1, 2, 3, 3, 1));
+    return check::failures > 0;
+}

@@ -1,0 +1,192 @@
+"""The fused factored convolution: as accurate as torch's two, differentiable, traceable, strict."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import lrcompress as lrc
+from lrcompress import ops
+from lrcompress.nn.conv import _runs_fused
+from lrcompress.ops import reference
+
+# batch, channels, filters, groups, rank, height, width: primes, 1, and sizes around the vectors (8), the
+# pixels (16) and filters (6) of a block, and the ranks of one (4).
+SIZES = [
+    (1, 1, 1, 1, 1, 1, 1),
+    (2, 3, 5, 1, 3, 7, 7),
+    (3, 4, 6, 4, 1, 8, 8),
+    (1, 6, 7, 3, 2, 9, 15),
+    (2, 8, 13, 2, 5, 16, 17),
+    (1, 16, 12, 8, 4, 5, 31),
+    (2, 7, 11, 7, 9, 33, 3),
+    (1, 64, 64, 8, 14, 32, 32),
+    (5, 2, 1, 2, 13, 1, 40),
+]
+# kernel, stride, padding, dilation
+GEOMETRIES = [
+    ((1, 1), (1, 1), (0, 0), (1, 1)),
+    ((1, 1), (2, 3), (1, 0), (1, 1)),
+    ((3, 3), (1, 1), (1, 1), (1, 1)),
+    ((3, 3), (2, 2), (1, 1), (1, 1)),
+    ((3, 3), (3, 3), (2, 3), (2, 2)),
+    ((3, 3), (1, 2), (3, 2), (1, 2)),
+    ((5, 5), (2, 1), (2, 2), (1, 1)),
+    ((3, 1), (1, 1), (1, 0), (1, 1)),
+    ((2, 4), (4, 5), (1, 3), (1, 1)),
+]
+
+
+def make(size, kernel, dtype=torch.float32):
+    batch, channels, filters, groups, rank, height, width = size
+    input = torch.randn(batch, channels, height, width, dtype=dtype)
+    U = torch.randn(filters, groups * rank, 1, 1, dtype=dtype)
+    V = torch.randn(groups * rank, channels // groups, *kernel, dtype=dtype)
+    return input, U, V, torch.randn(filters, dtype=dtype)
+
+
+def compose(input, U, V, bias, *geometry):
+    return F.conv2d(F.conv2d(input, V, None, *geometry), U, bias)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_as_accurate_as_two_convolutions(size, geometry, assert_as_accurate_as_torch):
+    kernel, stride, padding, dilation = geometry
+    input, U, V, bias = make(size, kernel)
+    given = (stride, padding, dilation, size[3])
+    if any(d * (k - 1) >= s + 2 * p for k, p, d, s in zip(kernel, padding, dilation, size[5:], strict=True)):
+        with pytest.raises(ValueError, match="the kernel must have a span of"):
+            ops.lowrank_conv2d(input, U, V, bias, *given)
+        return
+    for b in (bias, None):
+        exact = reference.lowrank_conv2d(input, U, V, b, *given)
+        same = compose(input, U, V, b, *given)
+        assert_as_accurate_as_torch(ops.lowrank_conv2d(input, U, V, b, *given), same, exact)
+
+
+def test_views_and_channels_last_give_the_same_bits():
+    input, U, V, bias = make((2, 8, 6, 4, 3, 9, 10), (3, 3))
+    rest = (U, V, bias, (1, 1), (1, 1), (1, 1), 4)
+    expected = ops.lowrank_conv2d(input, *rest)
+    last = input.to(memory_format=torch.channels_last)
+    wide = torch.randn(2, 16, 9, 10)
+    wide[:, ::2] = input
+    for view in (last, wide[:, ::2], input.mT.contiguous().mT):
+        torch.testing.assert_close(ops.lowrank_conv2d(view, *rest), expected, rtol=0, atol=0)
+
+
+def test_bits_depend_neither_on_the_batch_nor_on_the_threads():
+    input, U, V, bias = make((5, 8, 6, 4, 3, 33, 19), (3, 3))
+    rest = (U, V, bias, (1, 1), (1, 1), (1, 1), 4)
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            found.append(ops.lowrank_conv2d(input, *rest))
+            found.append(torch.cat([ops.lowrank_conv2d(one[None], *rest) for one in input]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+def test_no_image_gives_no_output():
+    input, U, V, bias = make((0, 4, 6, 2, 3, 8, 9), (3, 3))
+    assert ops.lowrank_conv2d(input, U, V, bias, (2, 1), (1, 1), (1, 1), 2).shape == (0, 6, 4, 9)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_are_those_of_the_composition(with_bias, assert_as_accurate_as_torch):
+    *factors, bias = make((3, 6, 7, 3, 2, 9, 11), (3, 2))
+    given = ((2, 1), (1, 2), (1, 2), 3)
+    tensors = [*factors, bias] if with_bias else factors
+    upstream = torch.randn_like(compose(*factors, bias, *given))
+
+    def gradients(f, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in tensors]
+        out = f(*leaves, *([] if with_bias else [None]), *given)
+        return torch.autograd.grad(out, leaves, upstream.to(dtype))
+
+    ours = gradients(ops.lowrank_conv2d, torch.float32)
+    same, exact = gradients(compose, torch.float32), gradients(compose, torch.float64)
+    for mine, torchs, truth in zip(ours, same, exact, strict=True):
+        assert_as_accurate_as_torch(mine, torchs, truth)
+
+
+def test_torch_accepts_the_registration():
+    input, U, V, bias = make((2, 4, 6, 2, 3, 8, 9), (3, 3))
+    leaves = [t.requires_grad_() for t in (input, U, V, bias)]
+    for b, grads in itertools.product((bias, None), (True, False)):
+        tensors = [t if grads else t.detach() for t in (*leaves[:3], *([] if b is None else [b]))]
+        args = (*tensors, *([None] if b is None else []), [1, 2], [1, 1], [1, 1], 2)
+        torch.library.opcheck(torch.ops.lrcompress.lowrank_conv2d.default, args)
+
+
+def test_flops_and_vmap_are_those_of_the_composition():
+    input, U, V, bias = make((3, 4, 6, 2, 3, 8, 9), (3, 3))
+    given = ((1, 2), (1, 1), (1, 1), 2)
+    counts = []
+    for f in (ops.lowrank_conv2d, compose):
+        with FlopCounterMode(display=False) as counter:
+            f(input, U, V, bias, *given)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+    several = torch.stack([U, -U])
+    found = torch.vmap(lambda u: ops.lowrank_conv2d(input, u, V, bias, *given))(several)
+    torch.testing.assert_close(found[1], compose(input, -U, V, bias, *given))
+
+
+def test_a_layer_uses_it_where_it_should():
+    x = torch.randn(2, 8, 10, 9)
+    layer = lrc.nn.LowRankConv2d(8, 6, 3, rank=2, groups=4, padding=1, stride=2)
+    expected = layer(x)
+    assert not _runs_fused(layer, x)  # gradients are recorded
+    with torch.no_grad():
+        assert _runs_fused(layer, x)
+        torch.testing.assert_close(layer(x), expected)
+        assert not _runs_fused(layer, x[0])
+        assert not _runs_fused(layer, x.double())
+        assert not _runs_fused(layer.to("meta"), x)
+        with torch.autocast("cpu"):
+            assert not _runs_fused(layer.to_empty(device="cpu"), x)
+        for other in (
+            {"scheme": 1},
+            {"conv_groups": 2},
+            {"padding_mode": "circular", "padding": 1},
+            {"kernel_size": 4, "padding": "same"},
+            {"kernel_size": 1},
+        ):
+            given = {"kernel_size": 3, "rank": 1, "groups": 2, **other}
+            assert not _runs_fused(lrc.nn.LowRankConv2d(8, 6, **given), x), other
+        assert not _runs_fused(lrc.nn.LowRankConv2d(17, 6, 3, rank=2), torch.randn(1, 17, 8, 8))
+
+
+def test_a_compiled_layer_contains_it_and_an_exported_one_does_not():
+    layer = lrc.nn.LowRankConv2d(8, 6, 3, rank=2, groups=4, padding=1).eval().requires_grad_(False)
+    x = torch.randn(2, 8, 10, 9)
+    expected = layer(x)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    assert "lowrank_conv2d" not in exported.graph_module.code
+    torch.testing.assert_close(exported.module()(x[:1]), layer(x[:1]))
+    assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+def test_bad_arguments_say_what_was_given():
+    input, U, V, bias = make((2, 4, 6, 2, 3, 8, 9), (3, 3))
+    good = {"input": input, "U": U, "V": V, "bias": bias, "groups": 2}
+    for bad, message in [
+        ({"input": input.double()}, "input must be float32 of 4 dimensions on the CPU, got torch.float64"),
+        ({"input": input[0]}, r"input must be .* of 4 dimensions .* got torch.float32 of shape \(4, 8, 9\)"),
+        ({"V": V.to("meta")}, "V must be float32 .* on meta"),
+        ({"groups": 4}, r"input channels 4 / 4, .* for groups=4, got \(6, 2, 3, 3\)"),
+        ({"groups": 0}, "groups=0"),
+        ({"U": U[:, :5]}, r"U must be \[out, 6, 1, 1\] .* got \(6, 5, 1, 1\)"),
+        ({"bias": bias[:5]}, "bias must have 6 entries, as U has rows, got 5"),
+        ({"stride": (1, 0)}, "got 0, 1 and 0"),
+        ({"padding": (-1, 0)}, "got 1, 1 and -1"),
+        ({"dilation": (1, 5)}, "span of 1 to 9, the padded size, got 11"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ops.lowrank_conv2d(**{**good, **bad})
