@@ -101,12 +101,10 @@ def test_constant_ratio_gives_every_layer_the_same_relative_rank():
     assert {int(t.rank[row]) for t, row in zip(found, rows, strict=True)} == {50}
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("step", [MinMax(), ConstantRatio()], ids=lambda s: type(s).__name__)
 @given(found=tables(), slack=st.integers(0, 60))
 @settings(max_examples=50)
 def test_a_larger_budget_is_never_worse(step, found, slack):
-    if isinstance(step, WeightedSum):
-        return  # the greedy repair may lose a little; its own bound is tested above
     limit = least(found) + slack
     objectives = [
         step.objective(errors_of(found, step(found, "params", size))) for size in (limit, limit + 7)
