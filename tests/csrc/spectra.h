@@ -65,6 +65,13 @@ inline Case rotated(std::vector<double> values, std::int64_t row_stride, unsigne
     return make_case(side, row_stride, std::move(values), [&](auto i, auto j) { return a[i * side + j]; });
 }
 
+// Every entry the same: what is left after the first step falls by eps at each of the others.
+inline Case constant(std::int64_t side, std::int64_t row_stride, double value) {
+    std::vector<double> values(side, 0.0);
+    values.back() = value * static_cast<double>(side);
+    return make_case(side, row_stride, std::move(values), [=](auto, auto) { return value; });
+}
+
 // Largest |lambda - expected|, in units of eps max|expected|.
 inline double error_in_eps(const Case& tested, const double* values) {
     double largest = 0;
@@ -88,6 +95,7 @@ inline std::vector<Case> small_cases(std::int64_t max_side) {
         cases.push_back(second_difference(side, side));
         cases.push_back(second_difference(side, side + 3, 1e150));
         cases.push_back(second_difference(side, side, 1e-150));
+        cases.push_back(constant(side, side, 3.7));
         std::vector<double> values(side);
         for (std::int64_t k = 0; k < side; ++k)
             values[k] = static_cast<double>(k % 5) - 2;  // clustered, indefinite
