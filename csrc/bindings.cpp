@@ -9,6 +9,7 @@
 #include "dispatch.h"
 #include "ops/gram.h"
 #include "ops/lowrank_conv2d.h"
+#include "ops/lowrank_linear.h"
 #include "ops/symmetric_eigenvalues.h"
 #include "tensor_view.h"
 
@@ -67,9 +68,11 @@ void bind_gram(const TensorView& problems, const TensorView& out, std::int64_t t
 // Both axes' stride, padding and dilation come as pairs.
 using Pair = std::array<std::int64_t, 2>;
 
-void bind_lowrank_conv2d(const TensorView& input, const TensorView& encoder, const TensorView& decoder,
+template <class T>
+void call_lowrank_conv2d(const TensorView& input, const TensorView& encoder, const TensorView& decoder,
                          const std::optional<TensorView>& bias, const TensorView& out, const Pair& stride,
-                         const Pair& padding, const Pair& dilation, std::int64_t groups, int threads) {
+                         const Pair& padding, const Pair& dilation, std::int64_t groups, int activation,
+                         bool channels_last, int threads) {
     const auto axis = [&](int i) {
         return ConvAxis{.in = input.shape[2 + i],
                         .out = out.shape[2 + i],
@@ -78,19 +81,21 @@ void bind_lowrank_conv2d(const TensorView& input, const TensorView& encoder, con
                         .padding = padding[i],
                         .dilation = dilation[i]};
     };
-    const LowrankConv2dArgs args{.input = input.as<const float>(),
-                                 .encoder = encoder.as<const float>(),
-                                 .decoder = decoder.as<const float>(),
-                                 .bias = bias ? bias->as<const float>() : nullptr,
-                                 .out = out.as<float>(),
-                                 .batch = input.shape[0],
-                                 .channels = input.shape[1],
-                                 .filters = decoder.shape[0],
-                                 .groups = groups,
-                                 .rank = encoder.shape[0] / groups,
-                                 .rows = axis(0),
-                                 .columns = axis(1),
-                                 .threads = threads};
+    const LowrankConv2dArgs<T> args{.input = input.as<const T>(channels_last),
+                                    .encoder = encoder.as<const T>(),
+                                    .decoder = decoder.as<const T>(),
+                                    .bias = bias ? bias->as<const T>() : nullptr,
+                                    .out = out.as<T>(channels_last),
+                                    .channels_last = channels_last,
+                                    .batch = input.shape[0],
+                                    .channels = input.shape[1],
+                                    .filters = decoder.shape[0],
+                                    .groups = groups,
+                                    .rank = encoder.shape[0] / groups,
+                                    .rows = axis(0),
+                                    .columns = axis(1),
+                                    .activation = static_cast<Activation>(activation),
+                                    .threads = threads};
     dispatch(input, [&](auto device) {
         if constexpr (std::is_same_v<decltype(device), Cpu>) {
             lowrank_conv2d(device, args);
@@ -98,6 +103,42 @@ void bind_lowrank_conv2d(const TensorView& input, const TensorView& encoder, con
             throw std::invalid_argument("lowrank_conv2d runs on CPU tensors only");
         }
     });
+}
+
+template <class... Rest> void bind_lowrank_conv2d(const TensorView& input, Rest... rest) {
+    if (input.holds<float>()) return call_lowrank_conv2d<float>(input, rest...);
+    call_lowrank_conv2d<Bfloat16>(input, rest...);
+}
+
+template <class T>
+void call_lowrank_linear(const TensorView& input, const TensorView& encoder, const TensorView& decoder,
+                         const std::optional<TensorView>& bias, const TensorView& out,
+                         const TensorView& hidden, std::int64_t groups, int activation, int threads) {
+    const LowrankLinearArgs<T> args{.input = input.as<const T>(),
+                                    .encoder = encoder.as<const T>(),
+                                    .decoder = decoder.as<const T>(),
+                                    .bias = bias ? bias->as<const T>() : nullptr,
+                                    .out = out.as<T>(),
+                                    .hidden = hidden.as<float>(),
+                                    .rows = input.shape[0],
+                                    .inside = encoder.shape[1],
+                                    .groups = groups,
+                                    .rank = encoder.shape[0] / groups,
+                                    .filters = decoder.shape[0],
+                                    .activation = static_cast<Activation>(activation),
+                                    .threads = threads};
+    dispatch(input, [&](auto device) {
+        if constexpr (std::is_same_v<decltype(device), Cpu>) {
+            lowrank_linear(device, args);
+        } else {
+            throw std::invalid_argument("lowrank_linear runs on CPU tensors only");
+        }
+    });
+}
+
+template <class... Rest> void bind_lowrank_linear(const TensorView& input, Rest... rest) {
+    if (input.holds<float>()) return call_lowrank_linear<float>(input, rest...);
+    call_lowrank_linear<Bfloat16>(input, rest...);
 }
 
 }  // namespace
@@ -110,9 +151,20 @@ PYBIND11_MODULE(_C, m) {
     m.def("gram_tiles", &lrc::gram_tiles, py::arg("side"));
     m.def("gram", &lrc::bind_gram, py::arg("problems"), py::arg("out"), py::arg("tiles"), py::arg("bits"),
           py::arg("threads"));
-    m.def("lowrank_conv2d", &lrc::bind_lowrank_conv2d, py::arg("input"), py::arg("encoder"),
-          py::arg("decoder"), py::arg("bias"), py::arg("out"), py::arg("stride"), py::arg("padding"),
-          py::arg("dilation"), py::arg("groups"), py::arg("threads"));
+    m.def("lowrank_conv2d",
+          &lrc::bind_lowrank_conv2d<const lrc::TensorView&, const lrc::TensorView&,
+                                    const std::optional<lrc::TensorView>&, const lrc::TensorView&,
+                                    const lrc::Pair&, const lrc::Pair&, const lrc::Pair&, std::int64_t, int,
+                                    bool, int>,
+          py::arg("input"), py::arg("encoder"), py::arg("decoder"), py::arg("bias"), py::arg("out"),
+          py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
+          py::arg("activation"), py::arg("channels_last"), py::arg("threads"));
+    m.def("lowrank_linear",
+          &lrc::bind_lowrank_linear<const lrc::TensorView&, const lrc::TensorView&,
+                                    const std::optional<lrc::TensorView>&, const lrc::TensorView&,
+                                    const lrc::TensorView&, std::int64_t, int, int>,
+          py::arg("input"), py::arg("encoder"), py::arg("decoder"), py::arg("bias"), py::arg("out"),
+          py::arg("hidden"), py::arg("groups"), py::arg("activation"), py::arg("threads"));
     m.def("symmetric_eigenvalues", &lrc::bind_symmetric_eigenvalues, py::arg("matrices"), py::arg("problems"),
           py::arg("values"), py::arg("max_side"), py::arg("threads"));
 }

@@ -10,6 +10,8 @@
 #include <string>
 #include <type_traits>
 
+#include "math/floats.h"
+
 namespace lrc {
 
 namespace py = pybind11;
@@ -33,13 +35,32 @@ struct TensorView {
         return true;
     }
 
-    // The entries, once their type and layout are what the caller takes them for.
-    template <class T> T* as() const {
-        static_assert(std::is_floating_point_v<T> || std::is_integral_v<T>);
-        const int code = std::is_floating_point_v<T> ? kDLFloat : kDLInt;
-        if (dtype.code != code || dtype.bits != 8 * sizeof(T) || dtype.lanes != 1 || !is_contiguous()) {
+    // Whether [batch, channels, rows, columns] lies as [batch, rows, columns, channels].
+    bool is_channels_last() const {
+        if (ndim != 4) return false;
+        std::int64_t expected = 1;
+        for (int i : {1, 3, 2, 0}) {
+            if (shape[i] != 1 && strides[i] != expected) return false;
+            expected *= shape[i];
+        }
+        return true;
+    }
+
+    template <class T> bool holds() const {
+        constexpr int code = std::is_same_v<std::remove_const_t<T>, Bfloat16> ? kDLBfloat
+                             : std::is_integral_v<T>                          ? kDLInt
+                                                                              : kDLFloat;
+        return dtype.code == code && dtype.bits == 8 * sizeof(T) && dtype.lanes == 1;
+    }
+
+    // The entries, once their type and layout are what the caller takes them for. A tensor without entries
+    // has any layout.
+    template <class T> T* as(bool channels_last = false) const {
+        static_assert(std::is_floating_point_v<T> || std::is_integral_v<T> ||
+                      std::is_same_v<std::remove_const_t<T>, Bfloat16>);
+        if (!holds<T>() || !(channels_last ? is_channels_last() : is_contiguous())) {
             throw std::invalid_argument("expected a contiguous tensor of " + std::to_string(8 * sizeof(T)) +
-                                        "-bit " + (code == kDLFloat ? "floats" : "integers"));
+                                        "-bit " + (std::is_integral_v<T> ? "integers" : "floats"));
         }
         return static_cast<T*>(data);
     }

@@ -25,6 +25,19 @@ def lowrank_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    activation: int,
+    channels_last: bool,
+    threads: int,
+) -> None: ...
+def lowrank_linear(
+    input: Tensor,
+    encoder: Tensor,
+    decoder: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    hidden: Tensor,
+    groups: int,
+    activation: int,
     threads: int,
 ) -> None: ...
 def symmetric_eigenvalues(

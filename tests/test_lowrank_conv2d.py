@@ -120,7 +120,7 @@ def test_torch_accepts_the_registration():
     leaves = [t.requires_grad_() for t in (input, U, V, bias)]
     for b, grads in itertools.product((bias, None), (True, False)):
         tensors = [t if grads else t.detach() for t in (*leaves[:3], *([] if b is None else [b]))]
-        args = (*tensors, *([None] if b is None else []), [1, 2], [1, 1], [1, 1], 2)
+        args = (*tensors, *([None] if b is None else []), [1, 2], [1, 1], [1, 1], 2, "silu")
         torch.library.opcheck(torch.ops.lrcompress.lowrank_conv2d.default, args)
 
 
@@ -177,15 +177,17 @@ def test_bad_arguments_say_what_was_given():
     input, U, V, bias = make((2, 4, 6, 2, 3, 8, 9), (3, 3))
     good = {"input": input, "U": U, "V": V, "bias": bias, "groups": 2}
     for bad, message in [
-        ({"input": input.double()}, "input must be float32 of 4 dimensions on the CPU, got torch.float64"),
-        ({"input": input[0]}, r"input must be .* of 4 dimensions .* got torch.float32 of shape \(4, 8, 9\)"),
-        ({"V": V.to("meta")}, "V must be float32 .* on meta"),
+        ({"input": input.long()}, "input must be of a floating type, got torch.int64"),
+        ({"input": input.double()}, "U must be torch.float64 on cpu, .* got torch.float32 on cpu"),
+        ({"input": input[0]}, r"input must have 4 dimensions, got shape \(4, 8, 9\)"),
+        ({"V": V.to("meta")}, "V must be torch.float32 on cpu, .* got torch.float32 on meta"),
         ({"groups": 4}, r"input channels 4 / 4, .* for groups=4, got \(6, 2, 3, 3\)"),
         ({"groups": 0}, "groups=0"),
         ({"U": U[:, :5]}, r"U must be \[out, 6, 1, 1\] .* got \(6, 5, 1, 1\)"),
-        ({"bias": bias[:5]}, "bias must have 6 entries, as U has rows, got 5"),
+        ({"bias": bias[:5]}, r"bias must be \[6\], as U has rows, got \(5,\)"),
         ({"stride": (1, 0)}, "got 0, 1 and 0"),
         ({"padding": (-1, 0)}, "got 1, 1 and -1"),
+        ({"activation": "tanh"}, "one of none, relu, gelu, silu, got 'tanh'"),
         ({"dilation": (1, 5)}, "span of 1 to 9, the padded size, got 11"),
     ]:
         with pytest.raises(ValueError, match=message):

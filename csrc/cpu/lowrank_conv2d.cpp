@@ -1,36 +1,29 @@
 #include "ops/lowrank_conv2d.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <vector>
+#include <type_traits>
 
+#include "cpu/lowrank_conv2d_tile.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 
 // A task is some output rows of one image. Their z stays in the cache: it is made a group at a time by direct
 // convolution, from a copy of the group's input rows that has the zeros around them, and is then multiplied
-// by U. Vectors run along the columns of the image. A stride over columns is taken out by the copy, which
-// puts the columns of one remainder next to each other, so the loop over the taps only adds offsets.
+// by U. The encoder's vectors run along the columns of the image, the decoder's along what lies side by side
+// in the output: pixels, or channels. A stride over columns is taken out by the copy, which puts the columns
+// of one remainder next to each other, so the loop over the taps only adds offsets.
 
 namespace lrc {
 namespace {
 
-constexpr std::int64_t kWide = 8;     // floats of a vector
-constexpr std::int64_t kPixels = 16;  // of the decoder's kernel: with kFilters it fills the registers of AVX2
-constexpr std::int64_t kFilters = 6;  // rows of U of the decoder's kernel
-constexpr std::int64_t kRanks = 4;    // at most, of the encoder's kernel
-constexpr std::int64_t kMaxVectors = 8;      // at most, of the encoder's kernel
-constexpr std::int64_t kTileSize = 1 << 15;  // floats of z: a quarter of an L2 cache of 512 KiB
-
-typedef float Wide __attribute__((vector_size(32), may_alias));
-typedef float LooseWide __attribute__((vector_size(32), aligned(4), may_alias));
-
-LRC_INLINE Wide load_wide(const float* p) { return *reinterpret_cast<const LooseWide*>(p); }
-LRC_INLINE void store_wide(float* p, Wide x) { *reinterpret_cast<LooseWide*>(p) = x; }
-
-constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t kPair =
+    2 * kWide;                      // entries that the decoder's kernel makes side by side: with kLines
+constexpr std::int64_t kLines = 6;  // lines of them it fills the registers of AVX2
+constexpr std::int64_t kRanks = 4;  // at most, of the encoder's kernel
+// Floats of a scratch on the stack, which unlike the heap never gives its pages back between two calls.
+constexpr std::int64_t kLocalSize = 3 << 14;
 
 // Cuts `size` into the fewest parts of at most `most`, as even as can be: part `index` begins here.
 LRC_INLINE std::int64_t cut(std::int64_t size, std::int64_t most, std::int64_t index) {
@@ -38,105 +31,51 @@ LRC_INLINE std::int64_t cut(std::int64_t size, std::int64_t most, std::int64_t i
     return size / parts * index + std::min(index, size % parts);
 }
 
-// How a tile lies in its scratch, the same for all tiles.
-struct Layout {
-    std::int64_t tile_rows;             // of the output
-    std::int64_t tiles;                 // of an image
-    std::int64_t phase_size;            // columns of one remainder modulo the stride
-    std::int64_t row_size;              // of the copy: all remainders
-    std::int64_t plane_size;            // of the copy: one input channel
-    std::int64_t z_stride;              // between the rows of z
-    std::vector<std::int64_t> taps;     // [channels / groups * kernel area] offsets in the copy
-    std::vector<std::int64_t> sources;  // [vectors, rounded up] offsets of z's vectors in the copy
-    std::vector<std::int64_t> targets;  // the same in a row of z, ascending
+// The factors in float32. Where channels lie side by side, U is transposed in strips of kPair filters,
+// [strips, groups rank, kPair], zeros behind the last filter.
+struct Weights {
+    const float* encoder;
+    const float* decoder;
+    const float* bias;         // [filters, rounded up to kPair], zeros without one
+    std::vector<float> owned;  // what is not the caller's
 };
 
-std::int64_t choose_tile_rows(const LowrankConv2dArgs& args) {
-    const std::int64_t row = std::max<std::int64_t>(args.groups * args.rank * args.columns.out, 1);
-    const std::int64_t fit = std::clamp<std::int64_t>(kTileSize / row, 1, args.rows.out);
-    // A small batch is cut finer, so that every thread has a part.
-    const std::int64_t wanted = std::min(divide_up(std::max(args.threads, 1), args.batch), args.rows.out);
-    return divide_up(args.rows.out, std::max(divide_up(args.rows.out, fit), wanted));
-}
-
-Layout make_layout(const LowrankConv2dArgs& args) {
-    const ConvAxis& rows = args.rows;
-    const ConvAxis& columns = args.columns;
-    Layout layout{};
-    layout.tile_rows = choose_tile_rows(args);
-    layout.tiles = divide_up(rows.out, layout.tile_rows);
-    const std::int64_t row_vectors = divide_up(columns.out, kWide);
-    const std::int64_t last_tap = (columns.kernel - 1) * columns.dilation;
-    layout.phase_size = row_vectors * kWide + last_tap / columns.stride;
-    layout.row_size = layout.phase_size * std::min(columns.stride, last_tap + 1);
-    layout.plane_size =
-        layout.row_size * ((layout.tile_rows - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1);
-    // An odd number of cache lines, so that the rows of z fall into different sets of the L1 cache.
-    const std::int64_t lines = divide_up(layout.tile_rows * columns.out + kWide, 16);
-    layout.z_stride = 16 * (lines + 1 - lines % 2);
-    for (std::int64_t i = 0; i < args.channels / args.groups; ++i) {
-        for (std::int64_t a = 0; a < rows.kernel; ++a) {
-            for (std::int64_t b = 0; b < columns.kernel; ++b) {
-                const std::int64_t column = b * columns.dilation;
-                layout.taps.push_back(i * layout.plane_size + a * rows.dilation * layout.row_size +
-                                      column % columns.stride * layout.phase_size + column / columns.stride);
-            }
-        }
-    }
-    for (std::int64_t row = 0; row < layout.tile_rows; ++row) {
-        for (std::int64_t v = 0; v < row_vectors; ++v) {
-            layout.sources.push_back(row * rows.stride * layout.row_size + v * kWide);
-            layout.targets.push_back(row * columns.out + v * kWide);
-        }
-    }
-    // The kernel takes some vectors at a time: the last may come again.
-    for (std::int64_t i = 1; i < kMaxVectors; ++i) {
-        layout.sources.push_back(layout.sources.back());
-        layout.targets.push_back(layout.targets.back());
-    }
-    return layout;
-}
-
-// Columns `phase`, `phase` + stride, ... of one padded row of the input.
-LRC_INLINE void copy_phase(const float* from, const ConvAxis& axis, std::int64_t phase, std::int64_t size,
-                           float* to) {
-    const std::int64_t first = phase - axis.padding;  // column of `from` that goes to to[0]
-    const std::int64_t before = first >= 0 ? 0 : std::min(divide_up(-first, axis.stride), size);
-    const std::int64_t inside = first >= axis.in ? 0 : divide_up(axis.in - first, axis.stride);
-    const std::int64_t end = std::clamp(inside, before, size);
-    std::fill(to, to + before, 0.0F);
-    if (axis.stride == 1) {
-        for (std::int64_t q = before; q < end; ++q) to[q] = from[first + q];
-    } else if (axis.stride == 2) {
-        for (std::int64_t q = before; q < end; ++q) to[q] = from[first + 2 * q];
+template <class T> Weights make_weights(const LowrankConv2dArgs<T>& args) {
+    const std::int64_t inner = args.groups * args.rank;
+    const std::int64_t strips = divide_up(args.filters, kPair);
+    const bool converts = !std::is_same_v<T, float>;
+    const std::int64_t encoder_size =
+        converts ? inner * (args.channels / args.groups) * args.rows.kernel * args.columns.kernel : 0;
+    const bool packs = converts || args.channels_last;
+    Weights weights{};
+    weights.owned.resize(strips * kPair + (packs ? strips * kPair * inner : 0) + encoder_size);
+    float* bias = weights.owned.data();
+    float* decoder = bias + strips * kPair;
+    float* encoder = weights.owned.data() + weights.owned.size() - encoder_size;
+    weights.bias = bias;
+    for (std::int64_t f = 0; args.bias != nullptr && f < args.filters; ++f) bias[f] = to_float(args.bias[f]);
+    if constexpr (!converts) {
+        weights.encoder = args.encoder;
+        weights.decoder = args.decoder;
     } else {
-        for (std::int64_t q = before; q < end; ++q) to[q] = from[first + axis.stride * q];
+        for (std::int64_t i = 0; i < encoder_size; ++i) encoder[i] = to_float(args.encoder[i]);
+        weights.encoder = encoder;
     }
-    std::fill(to + end, to + size, 0.0F);
-}
-
-// The rows of one channel that `count` output rows from `row` on read.
-LRC_INLINE void copy_plane(const float* plane, const LowrankConv2dArgs& args, const Layout& layout,
-                           std::int64_t row, std::int64_t count, float* to) {
-    const ConvAxis& rows = args.rows;
-    const std::int64_t first = row * rows.stride - rows.padding;
-    const std::int64_t needed = (count - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1;
-    for (std::int64_t i = 0; i < needed; ++i, to += layout.row_size) {
-        if (first + i < 0 || first + i >= rows.in) {
-            std::fill(to, to + layout.row_size, 0.0F);
-            continue;
-        }
-        const float* from = plane + (first + i) * args.columns.in;
-        for (std::int64_t phase = 0; phase * layout.phase_size < layout.row_size; ++phase) {
-            copy_phase(from, args.columns, phase, layout.phase_size, to + phase * layout.phase_size);
-        }
+    if (!packs) return weights;
+    weights.decoder = decoder;
+    for (std::int64_t f = 0; f < args.filters; ++f) {
+        float* to =
+            args.channels_last ? decoder + f / kPair * kPair * inner + f % kPair : decoder + f * inner;
+        const std::int64_t step = args.channels_last ? kPair : 1;
+        for (std::int64_t m = 0; m < inner; ++m) to[m * step] = to_float(args.decoder[f * inner + m]);
     }
+    return weights;
 }
 
 // kCount vectors of kRank rows of z from one group: each vector that is loaded serves all the ranks.
 template <int kRank, int kCount>
-LRC_INLINE void encode(const float* copy, const float* weights, const Layout& layout, std::int64_t vectors,
-                       float* z) {
+LRC_INLINE void encode(const float* copy, const float* weights, const ConvLayout& layout,
+                       std::int64_t vectors, float* z) {
     const auto terms = static_cast<std::int64_t>(layout.taps.size());
     const std::int64_t* taps = layout.taps.data();
     for (std::int64_t v = 0; v < vectors; v += kCount) {
@@ -163,8 +102,8 @@ LRC_INLINE void encode(const float* copy, const float* weights, const Layout& la
 }
 
 // All rows of z of one group.
-LRC_INLINE void encode_group(const float* copy, const float* weights, std::int64_t rank, const Layout& layout,
-                             std::int64_t vectors, float* z) {
+LRC_INLINE void encode_group(const float* copy, const float* weights, std::int64_t rank,
+                             const ConvLayout& layout, std::int64_t vectors, float* z) {
     const auto terms = static_cast<std::int64_t>(layout.taps.size());
     for (std::int64_t part = 0; part < divide_up(rank, kRanks); ++part) {
         const std::int64_t first = cut(rank, kRanks, part);
@@ -186,96 +125,165 @@ LRC_INLINE void encode_group(const float* copy, const float* weights, std::int64
     }
 }
 
-// kRows filters and kPixels pixels of the output, of which `width` exist.
-template <int kRows>
-LRC_INLINE void decode(const float* weights, const float* bias, const float* z, std::int64_t z_stride,
-                       std::int64_t terms, float* out, std::int64_t out_stride, std::int64_t width) {
-    constexpr int kVectors = kPixels / kWide;
-    Wide sums[kRows][kVectors];
+// A product of two matrices with `terms` terms: out[i, j] = activation(sum_m a[i, m] b[m, j] + bias), the
+// bias of j where channels lie side by side, else of i.
+template <class T> struct Product {
+    const float* a;  // [lines, terms], by its strides
+    std::int64_t a_line;
+    std::int64_t a_term;
+    const float* b;  // [terms, kPair], by the stride of its terms
+    std::int64_t b_term;
+    const float* bias;
+    T* out;  // [lines, width], by the stride of its lines
+    std::int64_t out_line;
+    std::int64_t width;  // <= kPair
+    std::int64_t terms;
+    Activation activation;
+};
+
+template <int kCount, bool kLast, class T> LRC_INLINE void multiply(const Product<T>& product) {
+    Wide sums[kCount][2];
     LRC_UNROLL
-    for (int i = 0; i < kRows; ++i) {
+    for (int i = 0; i < kCount; ++i) {
         LRC_UNROLL
-        for (int v = 0; v < kVectors; ++v) sums[i][v] = Wide{} + (bias == nullptr ? 0.0F : bias[i]);
+        for (int v = 0; v < 2; ++v)
+            sums[i][v] = kLast ? load_wide(product.bias + v * kWide) : Wide{} + product.bias[i];
     }
-    for (std::int64_t m = 0; m < terms; ++m, z += z_stride) {
-        const Wide low = load_wide(z), high = load_wide(z + kWide);
+    const float* a = product.a;
+    const float* b = product.b;
+    for (std::int64_t m = 0; m < product.terms; ++m, a += product.a_term, b += product.b_term) {
+        const Wide low = load_wide(b), high = load_wide(b + kWide);
         LRC_UNROLL
-        for (int i = 0; i < kRows; ++i) {
-            sums[i][0] += weights[i * terms + m] * low;
-            sums[i][1] += weights[i * terms + m] * high;
+        for (int i = 0; i < kCount; ++i) {
+            const float factor = a[kLast ? i : i * product.a_line];
+            sums[i][0] += factor * low;
+            sums[i][1] += factor * high;
         }
     }
-    if (width == kPixels) {
-        LRC_UNROLL
-        for (int i = 0; i < kRows; ++i) {
-            store_wide(out + i * out_stride, sums[i][0]);
-            store_wide(out + i * out_stride + kWide, sums[i][1]);
+    if (product.activation != Activation::kNone) {
+        for (int i = 0; i < kCount; ++i) {
+            for (int v = 0; v < 2; ++v) sums[i][v] = activate(product.activation, sums[i][v]);
         }
-        return;
     }
-    for (int i = 0; i < kRows; ++i) {
-        std::copy_n(reinterpret_cast<const float*>(sums[i]), width, out + i * out_stride);
+    LRC_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+        T* out = product.out + i * product.out_line;
+        if (product.width == kPair) {
+            store_wide(out, sums[i][0]);
+            store_wide(out + kWide, sums[i][1]);
+        } else {
+            store_some(out, sums[i][0], std::min(kWide, product.width));
+            store_some(out + kWide, sums[i][1], std::max<std::int64_t>(product.width - kWide, 0));
+        }
     }
 }
 
-// All filters of a tile of `pixels` pixels; `out` is its first pixel of the first filter.
-LRC_INLINE void decode_tile(const LowrankConv2dArgs& args, const Layout& layout, const float* z,
-                            std::int64_t pixels, float* out) {
+template <bool kLast, class T> LRC_INLINE void multiply(const Product<T>& product, std::int64_t lines) {
+    switch (lines) {
+        case 1:
+            return multiply<1, kLast>(product);
+        case 2:
+            return multiply<2, kLast>(product);
+        case 3:
+            return multiply<3, kLast>(product);
+        case 4:
+            return multiply<4, kLast>(product);
+        case 5:
+            return multiply<5, kLast>(product);
+        default:
+            return multiply<6, kLast>(product);
+    }
+}
+
+// All filters of a tile of `pixels` pixels, where pixels lie side by side; `out` is its first pixel of the
+// first filter.
+template <class T>
+LRC_INLINE void decode(const LowrankConv2dArgs<T>& args, const ConvLayout& layout, const Weights& weights,
+                       const float* z, std::int64_t pixels, T* out) {
     const std::int64_t terms = args.groups * args.rank;
     const std::int64_t plane = args.rows.out * args.columns.out;
-    for (std::int64_t pixel = 0; pixel < pixels; pixel += kPixels) {
-        const std::int64_t width = std::min(kPixels, pixels - pixel);
-        for (std::int64_t part = 0; part < divide_up(args.filters, kFilters); ++part) {
-            const std::int64_t first = cut(args.filters, kFilters, part);
-            const float* weights = args.decoder + first * terms;
-            const float* bias = args.bias == nullptr ? nullptr : args.bias + first;
-            float* to = out + first * plane + pixel;
-            const std::int64_t z_stride = layout.z_stride;
-            const float* from = z + pixel;
-            switch (cut(args.filters, kFilters, part + 1) - first) {
-                case 1:
-                    decode<1>(weights, bias, from, z_stride, terms, to, plane, width);
-                    break;
-                case 2:
-                    decode<2>(weights, bias, from, z_stride, terms, to, plane, width);
-                    break;
-                case 3:
-                    decode<3>(weights, bias, from, z_stride, terms, to, plane, width);
-                    break;
-                case 4:
-                    decode<4>(weights, bias, from, z_stride, terms, to, plane, width);
-                    break;
-                case 5:
-                    decode<5>(weights, bias, from, z_stride, terms, to, plane, width);
-                    break;
-                default:
-                    decode<6>(weights, bias, from, z_stride, terms, to, plane, width);
-            }
+    for (std::int64_t pixel = 0; pixel < pixels; pixel += kPair) {
+        for (std::int64_t part = 0; part < divide_up(args.filters, kLines); ++part) {
+            const std::int64_t first = cut(args.filters, kLines, part);
+            const Product<T> product{.a = weights.decoder + first * terms,
+                                     .a_line = terms,
+                                     .a_term = 1,
+                                     .b = z + pixel,
+                                     .b_term = layout.z_stride,
+                                     .bias = weights.bias + first,
+                                     .out = out + first * plane + pixel,
+                                     .out_line = plane,
+                                     .width = std::min(kPair, pixels - pixel),
+                                     .terms = terms,
+                                     .activation = args.activation};
+            multiply<false>(product, cut(args.filters, kLines, part + 1) - first);
         }
     }
 }
 
-LRC_MULTIVERSION void run(const LowrankConv2dArgs& args, const Layout& layout, std::int64_t task,
-                          float* scratch) {
+// The same where channels lie side by side; `out` is the tile's first pixel.
+template <class T>
+LRC_INLINE void decode_last(const LowrankConv2dArgs<T>& args, const ConvLayout& layout,
+                            const Weights& weights, const float* z, std::int64_t pixels, T* out) {
+    const std::int64_t terms = args.groups * args.rank;
+    for (std::int64_t part = 0; part < divide_up(pixels, kLines); ++part) {
+        const std::int64_t first = cut(pixels, kLines, part);
+        for (std::int64_t filter = 0; filter < args.filters; filter += kPair) {
+            const Product<T> product{.a = z + first,
+                                     .a_line = 1,
+                                     .a_term = layout.z_stride,
+                                     .b = weights.decoder + filter * terms,
+                                     .b_term = kPair,
+                                     .bias = weights.bias + filter,
+                                     .out = out + first * args.filters + filter,
+                                     .out_line = args.filters,
+                                     .width = std::min(kPair, args.filters - filter),
+                                     .terms = terms,
+                                     .activation = args.activation};
+            multiply<true>(product, cut(pixels, kLines, part + 1) - first);
+        }
+    }
+}
+
+template <class T>
+LRC_INLINE void run_tile(const LowrankConv2dArgs<T>& args, const ConvLayout& layout, const Weights& weights,
+                         std::int64_t task, float* scratch) {
+    alignas(64) float local[kLocalSize];
     const std::int64_t image = task / layout.tiles;
     const std::int64_t row = task % layout.tiles * layout.tile_rows;
     const std::int64_t count = std::min(layout.tile_rows, args.rows.out - row);
     const std::int64_t vectors = count * divide_up(args.columns.out, kWide);
     const std::int64_t inside = args.channels / args.groups;
-    const std::int64_t plane = args.rows.in * args.columns.in;
     const auto terms = static_cast<std::int64_t>(layout.taps.size());
-    float* z = scratch;
-    float* copy = scratch + args.groups * args.rank * layout.z_stride;
-    for (std::int64_t group = 0; group < args.groups; ++group) {
-        for (std::int64_t i = 0; i < inside; ++i) {
-            const float* from = args.input + (image * args.channels + group * inside + i) * plane;
-            copy_plane(from, args, layout, row, count, copy + i * layout.plane_size);
+    float* z = scratch == nullptr ? local : scratch;
+    float* copy = z + args.groups * args.rank * layout.z_stride;
+    for (std::int64_t block = 0; block < args.groups; block += layout.group_block) {
+        const std::int64_t end = std::min(block + layout.group_block, args.groups);
+        copy_input(args, layout, image, block * inside, (end - block) * inside, row, count, copy);
+        for (std::int64_t group = block; group < end; ++group) {
+            encode_group(copy + (group - block) * inside * layout.plane_size,
+                         weights.encoder + group * args.rank * terms, args.rank, layout, vectors,
+                         z + group * args.rank * layout.z_stride);
         }
-        encode_group(copy, args.encoder + group * args.rank * terms, args.rank, layout, vectors,
-                     z + group * args.rank * layout.z_stride);
     }
-    float* out = args.out + image * args.filters * args.rows.out * args.columns.out + row * args.columns.out;
-    decode_tile(args, layout, z, count * args.columns.out, out);
+    const std::int64_t pixel = row * args.columns.out;
+    T* out = args.out + image * args.filters * args.rows.out * args.columns.out;
+    const std::int64_t pixels = count * args.columns.out;
+    if (args.channels_last) {
+        decode_last(args, layout, weights, z, pixels, out + pixel * args.filters);
+    } else {
+        decode(args, layout, weights, z, pixels, out + pixel);
+    }
+}
+
+// One a type: the compiler clones no template.
+LRC_MULTIVERSION void run(const LowrankConv2dArgs<float>& args, const ConvLayout& layout,
+                          const Weights& weights, std::int64_t task, float* scratch) {
+    run_tile(args, layout, weights, task, scratch);
+}
+LRC_MULTIVERSION void run(const LowrankConv2dArgs<Bfloat16>& args, const ConvLayout& layout,
+                          const Weights& weights, std::int64_t task, float* scratch) {
+    run_tile(args, layout, weights, task, scratch);
 }
 
 struct Free {
@@ -283,9 +291,7 @@ struct Free {
 };
 using Scratch = std::unique_ptr<float, Free>;
 
-Scratch make_scratch(const LowrankConv2dArgs& args, const Layout& layout) {
-    const std::int64_t size =
-        args.groups * args.rank * layout.z_stride + args.channels / args.groups * layout.plane_size;
+Scratch make_scratch(std::int64_t size) {
     void* p = std::aligned_alloc(64, divide_up(size * sizeof(float), 64) * 64);
     if (p == nullptr) throw std::bad_alloc();
     return Scratch(static_cast<float*>(p));
@@ -293,16 +299,23 @@ Scratch make_scratch(const LowrankConv2dArgs& args, const Layout& layout) {
 
 }  // namespace
 
-void lowrank_conv2d(Cpu, const LowrankConv2dArgs& args) {
+template <class T> void lowrank_conv2d(Cpu, const LowrankConv2dArgs<T>& args) {
     if (args.batch * args.filters * args.rows.out * args.columns.out == 0) return;
-    const Layout layout = make_layout(args);
+    const ConvLayout layout = make_layout(args);
+    const Weights weights = make_weights(args);
     const std::int64_t tasks = args.batch * layout.tiles;
-    std::vector<Scratch> scratch;
-    for (int worker = 0; worker < worker_count(args.threads, tasks); ++worker)
-        scratch.push_back(make_scratch(args, layout));
+    const std::int64_t size = args.groups * args.rank * layout.z_stride +
+                              layout.group_block * (args.channels / args.groups) * layout.plane_size;
+    std::vector<Scratch> scratch(worker_count(args.threads, tasks));
+    if (size > kLocalSize) {
+        for (Scratch& one : scratch) one = make_scratch(size);
+    }
     parallel_for(args.threads, tasks, [&](int worker, std::int64_t task) noexcept {
-        run(args, layout, task, scratch[worker].get());
+        run(args, layout, weights, task, scratch[worker].get());
     });
 }
+
+template void lowrank_conv2d(Cpu, const LowrankConv2dArgs<float>&);
+template void lowrank_conv2d(Cpu, const LowrankConv2dArgs<Bfloat16>&);
 
 }  // namespace lrc

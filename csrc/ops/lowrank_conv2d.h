@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "device.h"
+#include "math/activation.h"
+#include "math/floats.h"
 
 namespace lrc {
 
@@ -19,26 +21,31 @@ struct ConvAxis {
 };
 
 // z[b, g rank + r, p] = sum_{i, taps} V[g rank + r, i, taps] x[b, g channels/groups + i, p stride + taps]
-// y[b, o, p] = sum_q U[o, q] z[b, q, p] + bias[o]
-// All tensors are contiguous and on one device. The terms of a sum are added in an order that depends neither
-// on the batch nor on `threads`.
-struct LowrankConv2dArgs {
-    const float* input;    // [batch, channels, rows.in, columns.in]
-    const float* encoder;  // V [groups rank, channels / groups, rows.kernel, columns.kernel]
-    const float* decoder;  // U [filters, groups rank]
-    const float* bias;     // [filters], or null
-    float* out;            // [batch, filters, rows.out, columns.out], aliases nothing
+// y[b, o, p] = activation(sum_q U[o, q] z[b, q, p] + bias[o])
+// All tensors are contiguous and on one device. Sums are of float32; z stays in float32, or is rounded to T
+// where the second product runs on tensor cores. The terms of a sum are added in an order that depends
+// neither on the batch nor on `threads`.
+template <class T> struct LowrankConv2dArgs {
+    const T* input;      // [batch, channels, rows.in, columns.in]
+    const T* encoder;    // V [groups rank, channels / groups, rows.kernel, columns.kernel]
+    const T* decoder;    // U [filters, groups rank]
+    const T* bias;       // [filters], or null
+    T* out;              // [batch, filters, rows.out, columns.out], aliases nothing
+    bool channels_last;  // input and out lie as [batch, rows, columns, channels] instead
     std::int64_t batch;
-    std::int64_t channels;  // a multiple of groups
-    std::int64_t filters;
-    std::int64_t groups;  // >= 1
-    std::int64_t rank;    // >= 1
+    std::int64_t channels;  // >= 0, a multiple of groups
+    std::int64_t filters;   // >= 0
+    std::int64_t groups;    // >= 1
+    std::int64_t rank;      // >= 0, of a group; with 0, as with no channels, y is activation(bias)
     ConvAxis rows;
     ConvAxis columns;
-    int threads;
+    Activation activation;
+    int threads;  // of the CPU twin; the CUDA twin ignores it
 };
 
-// There is no CUDA twin: cuDNN runs the two convolutions well.
-void lowrank_conv2d(Cpu device, const LowrankConv2dArgs& args);
+// For T = float and Bfloat16.
+template <class T> void lowrank_conv2d(Cpu device, const LowrankConv2dArgs<T>& args);
+// For T = Bfloat16 and Half.
+template <class T> void lowrank_conv2d(Cuda device, const LowrankConv2dArgs<T>& args);
 
 }  // namespace lrc

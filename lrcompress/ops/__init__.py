@@ -2,8 +2,16 @@
 
 from lrcompress.ops.gram import gram
 from lrcompress.ops.lowrank_conv2d import lowrank_conv2d
+from lrcompress.ops.lowrank_linear import lowrank_linear
 from lrcompress.ops.singular_values import singular_values
 from lrcompress.ops.symmetric_eigenvalues import symmetric_eigenvalues
 from lrcompress.ops.truncated_svd import truncated_svd
 
-__all__ = ["gram", "lowrank_conv2d", "singular_values", "symmetric_eigenvalues", "truncated_svd"]
+__all__ = [
+    "gram",
+    "lowrank_conv2d",
+    "lowrank_linear",
+    "singular_values",
+    "symmetric_eigenvalues",
+    "truncated_svd",
+]

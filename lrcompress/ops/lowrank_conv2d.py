@@ -1,5 +1,6 @@
 """A factored 2-D convolution in one pass over each image, on the CPU."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,18 +12,21 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.utils.flop_counter import register_flop_formula
 
 from lrcompress import _C
+from lrcompress.ops._activations import activate, activation_backward, activation_number
+from lrcompress.ops._eager import is_plain_inference
 
 # Not custom_op, whose wrapper takes some 20 us a call: as long as a small layer.
 _NAME = "lrcompress::lowrank_conv2d"
 torch.library.define(
     _NAME,
     "(Tensor input, Tensor U, Tensor V, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
-    "int groups) -> Tensor",
+    "int groups, str activation) -> Tensor",
 )
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def lowrank_conv2d(
-    input: Tensor,  # [batch, channels, height, width] float32 on the CPU
+    input: Tensor,  # [batch, channels, height, width] of a floating type
     U: Tensor,  # [out, groups rank, 1, 1]
     V: Tensor,  # [groups rank, channels / groups, kernel height, kernel width]
     bias: Tensor | None = None,  # [out]
@@ -30,26 +34,35 @@ def lowrank_conv2d(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
-) -> Tensor:  # [batch, out, out height, out width], contiguous
-    """Convolve with V in groups, then with U, and keep what is between them in the cache.
+    activation: str = "none",
+) -> Tensor:  # [batch, out, out height, out width], channels_last where the input is
+    """Compute ``activation(conv2d(conv2d(input, V), U) + bias)`` and keep what is between in the cache.
 
-    The same image gives the same bits in any batch and for any number of threads. Inputs of other layouts are
-    copied. Differentiable, but the backward pass computes ``conv2d(input, V)`` again.
+    ``activation`` is none, relu, gelu (the exact one) or silu. On the CPU in float32 and bfloat16 this is one
+    kernel that sums in float32: the same image gives the same bits in any batch and for any number of
+    threads. Elsewhere it is two convolutions of torch. Inputs that are neither contiguous nor channels_last
+    are copied. Differentiable, but the backward pass computes ``conv2d(input, V)`` again.
 
     Raises:
         ValueError: A dtype, shape or device is not as annotated, or the kernel does not fit the image.
     """
+    if is_plain_inference(input, U, V, bias):
+        return _run(input, U, V, bias, stride, padding, dilation, groups, activation)
     op = torch.ops.lrcompress.lowrank_conv2d.default
-    result: Tensor = op(input, U, V, bias, stride, padding, dilation, groups)
+    result: Tensor = op(input, U, V, bias, stride, padding, dilation, groups, activation)
     return result
 
 
-def _check_tensor(name: str, tensor: Tensor, ndim: int) -> None:
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.ndim != ndim:
-        raise ValueError(
-            f"{name} must be float32 of {ndim} dimensions on the CPU, "
-            f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
-        )
+def _check_kinds(input: Tensor, U: Tensor, V: Tensor, bias: Tensor | None) -> None:
+    """Check that all are of one floating dtype and on one device."""
+    dtype, device = input.dtype, input.device
+    if not dtype.is_floating_point:
+        raise ValueError(f"input must be of a floating type, got {dtype}")
+    for name, tensor in (("U", U), ("V", V), ("bias", bias)):
+        if tensor is not None and (tensor.dtype != dtype or tensor.device != device):
+            raise ValueError(
+                f"{name} must be {dtype} on {device}, as the input is, got {tensor.dtype} on {tensor.device}"
+            )
 
 
 def _out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -68,38 +81,42 @@ def _out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) 
 
 
 def _out_shape(
-    input: Tensor,
-    U: Tensor,
-    V: Tensor,
-    bias: Tensor | None,
+    input: Sequence[int],
+    U: Sequence[int],
+    V: Sequence[int],
+    bias: Sequence[int] | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
 ) -> tuple[int, int, int, int]:
-    """Check everything."""
-    _check_tensor("input", input, 4)
-    _check_tensor("U", U, 4)
-    _check_tensor("V", V, 4)
-    batch, channels, height, width = input.shape
-    inner, inside, kernel_height, kernel_width = V.shape
-    if groups < 1 or inner < 1 or inner % groups or channels != groups * inside:
+    """Check all shapes."""
+    for name, shape in (("input", input), ("U", U), ("V", V)):
+        if len(shape) != 4:
+            raise ValueError(f"{name} must have 4 dimensions, got shape {tuple(shape)}")
+    batch, channels, height, width = input
+    inner, inside, kernel_height, kernel_width = V
+    if groups < 1 or inner % groups or channels != groups * inside:
         raise ValueError(
             f"V must be [{groups} rank, input channels {channels} / {groups}, ...] for groups={groups}, "
-            f"got {tuple(V.shape)}"
+            f"got {tuple(V)}"
         )
-    out, *rest = U.shape
+    out, *rest = U
     if rest != [inner, 1, 1]:
-        raise ValueError(f"U must be [out, {inner}, 1, 1] for V of {tuple(V.shape)}, got {tuple(U.shape)}")
-    if bias is not None:
-        _check_tensor("bias", bias, 1)
-        if bias.shape[0] != out:
-            raise ValueError(f"bias must have {out} entries, as U has rows, got {bias.shape[0]}")
+        raise ValueError(f"U must be [out, {inner}, 1, 1] for V of {tuple(V)}, got {tuple(U)}")
+    if bias is not None and tuple(bias) != (out,):
+        raise ValueError(f"bias must be [{out}], as U has rows, got {tuple(bias)}")
     rows = _out_size(height, kernel_height, stride[0], padding[0], dilation[0])
     return batch, out, rows, _out_size(width, kernel_width, stride[1], padding[1], dilation[1])
 
 
-@torch.library.impl(_NAME, "cpu")
+_known_out_shape = functools.lru_cache(maxsize=1024)(_out_shape)  # the check takes as long as the call
+
+
+def _is_channels_last(input: Tensor) -> bool:
+    return not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+
+
 def _run(
     input: Tensor,
     U: Tensor,
@@ -109,17 +126,49 @@ def _run(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    activation: str,
 ) -> Tensor:
-    """Check, allocate and call the kernel."""
-    out = input.new_empty(_out_shape(input, U, V, bias, stride, padding, dilation, groups))
-    rest = (None if bias is None else bias.contiguous(), out, stride, padding, dilation, groups)
-    _C.lowrank_conv2d(input.contiguous(), V.contiguous(), U.contiguous(), *rest, torch.get_num_threads())
+    """Check, allocate and call the kernel, or two convolutions."""
+    _check_kinds(input, U, V, bias)
+    number = activation_number(activation)
+    bias_shape = None if bias is None else bias.shape
+    geometry = tuple(stride), tuple(padding), tuple(dilation), groups
+    shape = _known_out_shape(input.shape, U.shape, V.shape, bias_shape, *geometry)
+    last = _is_channels_last(input)
+    if input.device.type != "cpu" or input.dtype not in _KERNEL_DTYPES:
+        result = _compose(input, U, V, bias, *geometry)
+        layout = torch.channels_last if last else torch.contiguous_format
+        return activate(result, activation).contiguous(memory_format=layout)
+    if last:
+        out = torch.empty(shape, dtype=input.dtype, memory_format=torch.channels_last)
+    else:
+        input = input.contiguous()
+        out = torch.empty(shape, dtype=input.dtype)
+    rest = (None if bias is None else bias.contiguous(), out, *geometry, number, last)
+    _C.lowrank_conv2d(input, V.contiguous(), U.contiguous(), *rest, torch.get_num_threads())
     return out
 
 
+torch.library.impl(_NAME, "default", _run)
+
+
+def _compose(input: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    """Convolve twice."""
+    return F.conv2d(_encode(input, V, *geometry), U, bias)
+
+
+def _encode(input: Tensor, V: Tensor, *geometry: Any) -> Tensor:
+    return F.conv2d(input, V, None, *geometry)
+
+
 @torch.library.register_fake(_NAME)
-def _fake(input: Tensor, *args: Any) -> Tensor:
-    return input.new_empty(_out_shape(input, *args))
+def _fake(input: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    *geometry, activation = rest
+    _check_kinds(input, U, V, bias)
+    activation_number(activation)
+    shape = _out_shape(input.shape, U.shape, V.shape, None if bias is None else bias.shape, *geometry)
+    layout = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=layout)
 
 
 @torch.library.register_vmap(_NAME)
@@ -141,27 +190,28 @@ def _flops(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, U, V, bias, *ctx.geometry = inputs
-    ctx.save_for_backward(input, U, V)
-    ctx.has_bias = bias is not None
+    input, U, V, bias, *ctx.geometry, ctx.activation = inputs
+    ctx.save_for_backward(input, U, V, bias)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Go back through the two convolutions; each step is itself differentiable."""
-    input, U, V = ctx.saved_tensors
+    input, U, V, bias = ctx.saved_tensors
     needs_input, needs_U, needs_V, needs_bias = ctx.needs_input_grad[:4]
     grad_input = grad_U = grad_V = grad_bias = None
-    if needs_U:
-        z = F.conv2d(input, V, None, *ctx.geometry)
-        grad_U = conv2d_weight(z, U.shape, grad)
+    if needs_U or ctx.activation != "none":
+        z = _encode(input, V, *ctx.geometry)
+        if ctx.activation != "none":
+            grad = activation_backward(grad, F.conv2d(z, U, bias), ctx.activation)
+        grad_U = conv2d_weight(z, U.shape, grad) if needs_U else None
     if needs_input or needs_V:
         size = (grad.shape[0], U.shape[1], *grad.shape[2:])
         grad_z = conv2d_input(size, U, grad)
         grad_input = conv2d_input(input.shape, V, grad_z, *ctx.geometry) if needs_input else None
         grad_V = conv2d_weight(input, V.shape, grad_z, *ctx.geometry) if needs_V else None
-    if ctx.has_bias and needs_bias:
+    if needs_bias:
         grad_bias = grad.sum((0, 2, 3))
-    return grad_input, grad_U, grad_V, grad_bias, None, None, None, None
+    return grad_input, grad_U, grad_V, grad_bias, None, None, None, None, None
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

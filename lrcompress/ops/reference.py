@@ -1,10 +1,17 @@
 """Every op in plain torch and float64: the truth that tests compare with."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": torch.clone,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 
 
 def singular_values(
@@ -53,7 +60,24 @@ def lowrank_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    activation: str = "none",
 ) -> Tensor:  # [batch, out, out height, out width]
     """Convolve twice."""
     z = F.conv2d(input.double(), V.double(), None, stride, padding, dilation, groups)
-    return F.conv2d(z, U.double(), None if bias is None else bias.double())
+    return _ACTIVATIONS[activation](F.conv2d(z, U.double(), None if bias is None else bias.double()))
+
+
+def lowrank_linear(
+    x: Tensor,  # [..., in]
+    U: Tensor,  # [out, groups rank]
+    V: Tensor,  # [groups rank, in / groups]
+    bias: Tensor | None,  # [out]
+    groups: int = 1,
+    activation: str = "none",
+) -> Tensor:  # [..., out]
+    """Multiply by V as one block-diagonal matrix, then by U."""
+    blocks = (
+        torch.block_diag(*V.double().chunk(groups)) if V.shape[0] else V.new_zeros(0, x.shape[-1]).double()
+    )
+    z = F.linear(x.double(), blocks)
+    return _ACTIVATIONS[activation](F.linear(z, U.double(), None if bias is None else bias.double()))

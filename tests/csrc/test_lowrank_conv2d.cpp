@@ -1,5 +1,7 @@
 // The CPU twin against exact sums of small integers, its output surrounded by numbers that must stay.
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <random>
 #include <vector>
 
@@ -23,9 +25,16 @@ lrc::ConvAxis axis(std::int64_t in, std::int64_t kernel, std::int64_t stride, st
     return {in, out, kernel, stride, padding, dilation};
 }
 
+std::int64_t input_index(const lrc::LowrankConv2dArgs<float>& args, std::int64_t plane, std::int64_t y,
+                         std::int64_t x) {
+    if (!args.channels_last) return (plane * args.rows.in + y) * args.columns.in + x;
+    const std::int64_t pixel = (plane / args.channels * args.rows.in + y) * args.columns.in + x;
+    return pixel * args.channels + plane % args.channels;
+}
+
 // z of one pixel, by the formula of the contract.
-double encoded(const lrc::LowrankConv2dArgs& args, std::int64_t image, std::int64_t q, std::int64_t row,
-               std::int64_t column) {
+double encoded(const lrc::LowrankConv2dArgs<float>& args, std::int64_t image, std::int64_t q,
+               std::int64_t row, std::int64_t column) {
     const std::int64_t inside = args.channels / args.groups;
     double sum = 0;
     const float* weight = args.encoder + q * inside * args.rows.kernel * args.columns.kernel;
@@ -37,14 +46,14 @@ double encoded(const lrc::LowrankConv2dArgs& args, std::int64_t image, std::int6
                 const std::int64_t x =
                     column * args.columns.stride + b * args.columns.dilation - args.columns.padding;
                 if (y < 0 || y >= args.rows.in || x < 0 || x >= args.columns.in) continue;
-                sum += *weight * args.input[(plane * args.rows.in + y) * args.columns.in + x];
+                sum += *weight * args.input[input_index(args, plane, y, x)];
             }
         }
     }
     return sum;
 }
 
-std::vector<float> expected(const lrc::LowrankConv2dArgs& args) {
+std::vector<float> expected(const lrc::LowrankConv2dArgs<float>& args) {
     const std::int64_t inner = args.groups * args.rank;
     const std::int64_t pixels = args.rows.out * args.columns.out;
     std::vector<float> out(args.batch * args.filters * pixels);
@@ -57,7 +66,9 @@ std::vector<float> expected(const lrc::LowrankConv2dArgs& args) {
             for (std::int64_t f = 0; f < args.filters; ++f) {
                 double sum = args.bias == nullptr ? 0 : args.bias[f];
                 for (std::int64_t q = 0; q < inner; ++q) sum += args.decoder[f * inner + q] * z[q];
-                out[(image * args.filters + f) * pixels + pixel] = static_cast<float>(sum);
+                const std::int64_t index = args.channels_last ? (image * pixels + pixel) * args.filters + f
+                                                              : (image * args.filters + f) * pixels + pixel;
+                out[index] = static_cast<float>(std::max(sum, 0.0));
             }
         }
     }
@@ -71,21 +82,24 @@ void test(std::int64_t batch, std::int64_t groups, std::int64_t inside, std::int
     const std::vector<float> encoder = integers(groups * rank * inside * rows.kernel * columns.kernel, 2);
     const std::vector<float> decoder = integers(filters * groups * rank, 3);
     const std::vector<float> bias = integers(filters, 4);
-    for (int threads : {1, 2, 5}) {
+    for (int threads : {1, 2, 5, -1, -2, -5}) {  // negative: channels side by side
+        const bool last = threads < 0;
         std::vector<float> out(batch * filters * rows.out * columns.out, kUntouched);
-        const lrc::LowrankConv2dArgs args{.input = input.data(),
-                                          .encoder = encoder.data(),
-                                          .decoder = decoder.data(),
-                                          .bias = threads == 2 ? nullptr : bias.data(),
-                                          .out = out.data(),
-                                          .batch = batch,
-                                          .channels = channels,
-                                          .filters = filters,
-                                          .groups = groups,
-                                          .rank = rank,
-                                          .rows = rows,
-                                          .columns = columns,
-                                          .threads = threads};
+        const lrc::LowrankConv2dArgs<float> args{.input = input.data(),
+                                                 .encoder = encoder.data(),
+                                                 .decoder = decoder.data(),
+                                                 .bias = std::abs(threads) == 2 ? nullptr : bias.data(),
+                                                 .out = out.data(),
+                                                 .channels_last = last,
+                                                 .batch = batch,
+                                                 .channels = channels,
+                                                 .filters = filters,
+                                                 .groups = groups,
+                                                 .rank = rank,
+                                                 .rows = rows,
+                                                 .columns = columns,
+                                                 .activation = lrc::Activation::kRelu,
+                                                 .threads = std::abs(threads)};
         lrc::lowrank_conv2d(lrc::Cpu{}, args);
         check::expect(out == expected(args), "%lld groups of rank %lld, %lld by %lld pixels, %d threads",
                       static_cast<long long>(groups), static_cast<long long>(rank),

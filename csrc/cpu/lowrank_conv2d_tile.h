@@ -1,0 +1,190 @@
+// How the CPU twin cuts an image into tiles, and how the input of a tile is brought into its scratch.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/wide.h"
+#include "ops/lowrank_conv2d.h"
+
+namespace lrc {
+
+inline constexpr std::int64_t kMaxVectors = 8;      // at most, of the encoder's kernel
+inline constexpr std::int64_t kTileSize = 1 << 14;  // floats of z: two L1 caches of 32 KiB
+
+LRC_INLINE std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// How a tile lies in its scratch, the same for all tiles.
+struct ConvLayout {
+    std::int64_t tile_rows;             // of the output
+    std::int64_t tiles;                 // of an image
+    std::int64_t group_block;           // groups whose input is copied at once
+    std::int64_t phase_size;            // columns of one remainder modulo the stride
+    std::int64_t row_size;              // of the copy: all remainders
+    std::int64_t plane_size;            // of the copy: one input channel
+    std::int64_t z_stride;              // between the rows of z
+    std::vector<std::int64_t> taps;     // [channels / groups * kernel area] offsets in the copy
+    std::vector<std::int64_t> sources;  // [vectors, rounded up] offsets of z's vectors in the copy
+    std::vector<std::int64_t> targets;  // the same in a row of z, ascending
+};
+
+template <class T> std::int64_t choose_tile_rows(const LowrankConv2dArgs<T>& args) {
+    const std::int64_t row = std::max<std::int64_t>(args.groups * args.rank * args.columns.out, 1);
+    const std::int64_t fit = std::clamp<std::int64_t>(kTileSize / row, 1, args.rows.out);
+    // A small batch is cut finer, so that every thread has a part.
+    const std::int64_t wanted = std::min(divide_up(std::max(args.threads, 1), args.batch), args.rows.out);
+    return divide_up(args.rows.out, std::max(divide_up(args.rows.out, fit), wanted));
+}
+
+template <class T> void list_offsets(const LowrankConv2dArgs<T>& args, ConvLayout& layout) {
+    const ConvAxis& rows = args.rows;
+    const ConvAxis& columns = args.columns;
+    for (std::int64_t i = 0; i < args.channels / args.groups; ++i) {
+        for (std::int64_t a = 0; a < rows.kernel; ++a) {
+            for (std::int64_t b = 0; b < columns.kernel; ++b) {
+                const std::int64_t column = b * columns.dilation;
+                layout.taps.push_back(i * layout.plane_size + a * rows.dilation * layout.row_size +
+                                      column % columns.stride * layout.phase_size + column / columns.stride);
+            }
+        }
+    }
+    const std::int64_t row_vectors = divide_up(columns.out, kWide);
+    for (std::int64_t row = 0; row < layout.tile_rows; ++row) {
+        for (std::int64_t v = 0; v < row_vectors; ++v) {
+            layout.sources.push_back(row * rows.stride * layout.row_size + v * kWide);
+            layout.targets.push_back(row * columns.out + v * kWide);
+        }
+    }
+    // The kernel takes some vectors at a time: the last may come again.
+    for (std::int64_t i = 1; i < kMaxVectors; ++i) {
+        layout.sources.push_back(layout.sources.back());
+        layout.targets.push_back(layout.targets.back());
+    }
+}
+
+template <class T> ConvLayout make_layout(const LowrankConv2dArgs<T>& args) {
+    const ConvAxis& rows = args.rows;
+    const ConvAxis& columns = args.columns;
+    const std::int64_t inside = args.channels / args.groups;
+    ConvLayout layout{};
+    layout.tile_rows = choose_tile_rows(args);
+    layout.tiles = divide_up(rows.out, layout.tile_rows);
+    // Channels that lie side by side are copied a vector of them at a time.
+    layout.group_block =
+        args.channels_last ? std::min(divide_up(kWide, std::max<std::int64_t>(inside, 1)), args.groups) : 1;
+    const std::int64_t last_tap = (columns.kernel - 1) * columns.dilation;
+    layout.phase_size = divide_up(columns.out, kWide) * kWide + last_tap / columns.stride;
+    layout.row_size = layout.phase_size * std::min(columns.stride, last_tap + 1);
+    // The last vector of a row may reach into the next one, that of the last row behind it.
+    layout.plane_size =
+        layout.row_size * ((layout.tile_rows - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1) +
+        kWide;
+    // An odd number of cache lines, so that the rows of z fall into different sets of the L1 cache.
+    const std::int64_t lines = divide_up(layout.tile_rows * columns.out + kWide, 16);
+    layout.z_stride = 16 * (lines + 1 - lines % 2);
+    list_offsets(args, layout);
+    return layout;
+}
+
+// Columns `phase`, `phase` + stride, ... of one padded row of the input.
+template <class T>
+LRC_INLINE void copy_phase(const T* from, const ConvAxis& axis, std::int64_t phase, std::int64_t size,
+                           float* to) {
+    const std::int64_t first = phase - axis.padding;  // column of `from` that goes to to[0]
+    const std::int64_t before = first >= 0 ? 0 : std::min(divide_up(-first, axis.stride), size);
+    const std::int64_t inside = first >= axis.in ? 0 : divide_up(axis.in - first, axis.stride);
+    const std::int64_t end = std::clamp(inside, before, size);
+    std::fill(to, to + before, 0.0F);
+    if (axis.stride == 1) {
+        for (std::int64_t q = before; q < end; ++q) to[q] = to_float(from[first + q]);
+    } else if (axis.stride == 2) {
+        for (std::int64_t q = before; q < end; ++q) to[q] = to_float(from[first + 2 * q]);
+    } else {
+        for (std::int64_t q = before; q < end; ++q) to[q] = to_float(from[first + axis.stride * q]);
+    }
+    std::fill(to + end, to + size, 0.0F);
+}
+
+LRC_INLINE void transpose(Wide (&m)[8]) {
+    Wide a[8], b[8];
+    LRC_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = __builtin_shufflevector(m[i], m[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        a[i + 1] = __builtin_shufflevector(m[i], m[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    LRC_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+        LRC_UNROLL
+        for (int j = 0; j < 2; ++j) {
+            b[i + 2 * j] = __builtin_shufflevector(a[i + j], a[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            b[i + 2 * j + 1] = __builtin_shufflevector(a[i + j], a[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    }
+    LRC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        m[i] = __builtin_shufflevector(b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        m[i + 4] = __builtin_shufflevector(b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+// The same of `count` channels that lie side by side in each of `stored` channels' pixels; `to` is the first
+// one's row.
+template <class T>
+LRC_INLINE void copy_phase_last(const T* from, std::int64_t stored, std::int64_t count, const ConvAxis& axis,
+                                std::int64_t phase, const ConvLayout& layout, float* to) {
+    for (std::int64_t q = 0; q < layout.phase_size; q += kWide) {
+        const std::int64_t first = phase + q * axis.stride - axis.padding;
+        for (std::int64_t c = 0; c < count; c += kWide) {
+            const std::int64_t some = std::min(kWide, count - c);
+            Wide pixels[kWide];
+            LRC_UNROLL
+            for (std::int64_t j = 0; j < kWide; ++j) {
+                const std::int64_t column = first + j * axis.stride;
+                pixels[j] = Wide{};
+                if (column < 0 || column >= axis.in) continue;
+                const T* pixel = from + column * stored + c;
+                if (some == kWide) {
+                    pixels[j] = load_wide(pixel);
+                } else {
+                    for (std::int64_t k = 0; k < some; ++k) pixels[j][k] = to_float(pixel[k]);
+                }
+            }
+            transpose(pixels);
+            for (std::int64_t k = 0; k < some; ++k)
+                store_wide(to + (c + k) * layout.plane_size + q, pixels[k]);
+        }
+    }
+}
+
+// What `count` output rows from `row` on read of `channels` channels from `channel` on.
+template <class T>
+LRC_INLINE void copy_input(const LowrankConv2dArgs<T>& args, const ConvLayout& layout, std::int64_t image,
+                           std::int64_t channel, std::int64_t channels, std::int64_t row, std::int64_t count,
+                           float* to) {
+    const ConvAxis& rows = args.rows;
+    const T* input = args.input + image * args.channels * rows.in * args.columns.in;
+    const std::int64_t needed = (count - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1;
+    for (std::int64_t i = 0; i < needed; ++i, to += layout.row_size) {
+        const std::int64_t from = row * rows.stride - rows.padding + i;
+        if (from < 0 || from >= rows.in) {
+            for (std::int64_t c = 0; c < channels; ++c)
+                std::fill_n(to + c * layout.plane_size, layout.row_size, 0.0F);
+            continue;
+        }
+        for (std::int64_t phase = 0; phase * layout.phase_size < layout.row_size; ++phase) {
+            float* begin = to + phase * layout.phase_size;
+            if (args.channels_last) {
+                const T* pixels = input + from * args.columns.in * args.channels + channel;
+                copy_phase_last(pixels, args.channels, channels, args.columns, phase, layout, begin);
+                continue;
+            }
+            for (std::int64_t c = 0; c < channels; ++c) {
+                const T* line = input + ((channel + c) * rows.in + from) * args.columns.in;
+                copy_phase(line, args.columns, phase, layout.phase_size, begin + c * layout.plane_size);
+            }
+        }
+    }
+}
+
+}  // namespace lrc

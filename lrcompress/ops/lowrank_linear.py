@@ -1,0 +1,165 @@
+"""A factored linear layer: for few rows both products in one kernel on the CPU."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from lrcompress import _C
+from lrcompress.ops._activations import activate, activation_backward, activation_number
+from lrcompress.ops._eager import is_plain_inference
+
+_NAME = "lrcompress::lowrank_linear"
+torch.library.define(
+    _NAME, "(Tensor x, Tensor U, Tensor V, Tensor? bias, int groups, str activation) -> Tensor"
+)
+# Rows up to which bench/lowrank_linear.py has the kernel ahead of two library calls.
+_KERNEL_ROWS = {torch.float32: 16, torch.bfloat16: 64}
+
+
+def lowrank_linear(
+    x: Tensor,  # [..., in] of a floating type
+    U: Tensor,  # [out, groups rank]
+    V: Tensor,  # [groups rank, in / groups]
+    bias: Tensor | None = None,  # [out]
+    groups: int = 1,
+    activation: str = "none",
+) -> Tensor:  # [..., out], contiguous
+    """Compute ``activation(U V x + bias)`` with V block-diagonal over equal slices of the input features.
+
+    ``activation`` is none, relu, gelu (the exact one) or silu. Few rows on the CPU, in float32 and bfloat16,
+    run as one kernel that sums in float32; elsewhere these are two products of torch. Differentiable, but the
+    backward pass computes ``V x`` again.
+
+    Raises:
+        ValueError: A dtype, shape or device is not as annotated.
+    """
+    if is_plain_inference(x, U, V, bias):
+        return _run(x, U, V, bias, groups, activation)
+    result: Tensor = torch.ops.lrcompress.lowrank_linear.default(x, U, V, bias, groups, activation)
+    return result
+
+
+def _check(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int) -> None:
+    if not x.dtype.is_floating_point or x.ndim == 0:
+        raise ValueError(f"x must be [..., in] of a floating type, got {x.dtype} of shape {tuple(x.shape)}")
+    for name, tensor, ndim in (("U", U, 2), ("V", V, 2), ("bias", bias, 1)):
+        if tensor is None:
+            continue
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise ValueError(
+                f"{name} must be {x.dtype} on {x.device}, as x is, got {tensor.dtype} on {tensor.device}"
+            )
+        if tensor.ndim != ndim:
+            raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(tensor.shape)}")
+    inner, inside = V.shape
+    if groups < 1 or inner % groups or x.shape[-1] != groups * inside:
+        raise ValueError(
+            f"V must be [{groups} rank, features {x.shape[-1]} / {groups}] for groups={groups}, "
+            f"got {tuple(V.shape)}"
+        )
+    if U.shape[1] != inner:
+        raise ValueError(f"U must be [out, {inner}] for V of {tuple(V.shape)}, got {tuple(U.shape)}")
+    if bias is not None and bias.shape[0] != U.shape[0]:
+        raise ValueError(f"bias must be [{U.shape[0]}], as U has rows, got {tuple(bias.shape)}")
+
+
+def _run(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, activation: str) -> Tensor:
+    """Check, allocate and call the kernel, or two products."""
+    _check(x, U, V, bias, groups)
+    number = activation_number(activation)
+    *batch, features = x.shape
+    rows = math.prod(batch)
+    if x.device.type != "cpu" or rows > _KERNEL_ROWS.get(x.dtype, 0):
+        return activate(_compose(x, U, V, bias, groups), activation).contiguous()
+    out = x.new_empty((*batch, U.shape[0]))
+    hidden = torch.empty(rows, V.shape[0])
+    flat = x.contiguous().view(rows, features)
+    rest = (hidden, groups, number, torch.get_num_threads())
+    given = None if bias is None else bias.contiguous()
+    _C.lowrank_linear(flat, V.contiguous(), U.contiguous(), given, out.view(rows, U.shape[0]), *rest)
+    return out
+
+
+torch.library.impl(_NAME, "default", _run)
+
+
+def _slices(x: Tensor, groups: int) -> Tensor:  # [groups, rows, features / groups]
+    """Put the groups first."""
+    return x.reshape(-1, groups, x.shape[-1] // groups).transpose(0, 1)
+
+
+def _joined(slices: Tensor, batch: Sequence[int]) -> Tensor:  # [*batch, groups features]
+    """Put the groups back."""
+    return slices.transpose(0, 1).reshape(*batch, slices.shape[0] * slices.shape[2])
+
+
+def _encode(x: Tensor, V: Tensor, groups: int) -> Tensor:  # [..., groups rank]
+    """Multiply each slice of the features by its rows of V."""
+    if groups == 1:
+        return F.linear(x, V)
+    blocks = V.unflatten(0, (groups, V.shape[0] // groups))
+    return _joined(torch.bmm(_slices(x, groups), blocks.mT), x.shape[:-1])
+
+
+def _compose(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """Multiply twice."""
+    return F.linear(_encode(x, V, groups), U, bias)
+
+
+@torch.library.register_fake(_NAME)
+def _fake(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, activation: str) -> Tensor:
+    _check(x, U, V, bias, groups)
+    activation_number(activation)
+    return x.new_empty((*x.shape[:-1], U.shape[0]))
+
+
+@torch.library.register_vmap(_NAME)
+def _vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
+    """Take a batch of x as more rows; run batches of factors one after another."""
+    if in_dims[0] is not None and not any(isinstance(d, int) for d in in_dims[1:]):
+        x, *rest = args
+        return torch.ops.lrcompress.lowrank_linear.default(x.movedim(in_dims[0], 0), *rest), 0
+    results = []
+    for i in range(info.batch_size):
+        mine = [a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
+        results.append(torch.ops.lrcompress.lowrank_linear.default(*mine))
+    return torch.stack(results), 0
+
+
+@register_flop_formula(torch.ops.lrcompress.lowrank_linear)
+def _flops(x: Sequence[int], U: Sequence[int], V: Sequence[int], *_: Any, out_shape: Sequence[int]) -> int:
+    """Count both products, from shapes."""
+    return 2 * math.prod(out_shape[:-1]) * (math.prod(V) + math.prod(U))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, U, V, bias, ctx.groups, ctx.activation = inputs
+    ctx.save_for_backward(x, U, V, bias)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Go back through the two products; each step is itself differentiable."""
+    x, U, V, bias = ctx.saved_tensors
+    needs_x, needs_U, needs_V, needs_bias = ctx.needs_input_grad[:4]
+    groups = ctx.groups
+    grad_x = grad_U = grad_V = None
+    if needs_U or ctx.activation != "none":
+        z = _encode(x, V, groups)
+        if ctx.activation != "none":
+            grad = activation_backward(grad, F.linear(z, U, bias), ctx.activation)
+        grad_U = grad.flatten(0, -2).mT @ z.flatten(0, -2) if needs_U else None
+    grad_bias = grad.flatten(0, -2).sum(0) if needs_bias else None
+    if needs_x or needs_V:
+        grad_z = _slices(grad @ U, groups)  # [groups, rows, rank]
+        grad_V = (grad_z.mT @ _slices(x, groups)).flatten(0, 1) if needs_V else None
+        if needs_x:
+            grad_x = _joined(grad_z @ V.unflatten(0, (groups, V.shape[0] // groups)), x.shape[:-1])
+    return grad_x, grad_U, grad_V, grad_bias, None, None
+
+
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
