@@ -1,16 +1,23 @@
 """The fused factored convolution: as accurate as torch's two, differentiable, traceable, strict."""
 
 import itertools
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import lrcompress as lrc
 from lrcompress import ops
 from lrcompress.nn.conv import _runs_fused
 from lrcompress.ops import reference
+from lrcompress.ops._activations import ACTIVATIONS
+
+TORCHS = {"none": torch.clone, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 # batch, channels, filters, groups, rank, height, width: primes, 1, and sizes around the vectors (8), the
 # pixels (16) and filters (6) of a block, and the ranks of one (4).
@@ -67,6 +74,69 @@ def test_as_accurate_as_two_convolutions(size, geometry, assert_as_accurate_as_t
         assert_as_accurate_as_torch(ops.lowrank_conv2d(input, U, V, b, *given), same, exact)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_every_dtype_layout_and_activation(dtype, layout, activation, assert_as_accurate_as_torch):
+    for size in ((2, 16, 17, 8, 3, 9, 17), (1, 9, 33, 3, 7, 8, 7), (1, 20, 16, 1, 5, 11, 16)):
+        input, U, V, bias = make(size, (3, 3), dtype)
+        input = input.contiguous(memory_format=layout)
+        for stride in ((1, 1), (2, 3)):
+            given = (stride, (1, 2), (1, 1), size[3])
+            found = ops.lowrank_conv2d(input, U, V, bias, *given, activation)
+            assert found.dtype == dtype and found.is_contiguous(memory_format=layout)
+            same = TORCHS[activation](compose(input, U, V, bias, *given))
+            exact = reference.lowrank_conv2d(input, U, V, bias, *given, activation)
+            assert_as_accurate_as_torch(found, same, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_without_rank_or_channels_only_the_bias_is_left(dtype):
+    bias = torch.randn(5, dtype=dtype)
+    for channels, groups, rank in ((0, 1, 2), (4, 2, 0), (0, 2, 0)):
+        input = torch.randn(2, channels, 6, 7, dtype=dtype)
+        U, V = torch.ones(5, groups * rank, 1, 1), torch.ones(groups * rank, channels // groups, 3, 3)
+        given = (input, U.to(dtype), V.to(dtype))
+        found = ops.lowrank_conv2d(*given, bias, (1, 2), groups=groups, activation="relu")
+        assert torch.equal(found, bias.relu()[:, None, None].expand(2, 5, 4, 3))
+        assert not ops.lowrank_conv2d(*given, groups=groups).any()
+
+
+def test_no_filters_give_no_channels():
+    input, U, V, bias = make((2, 4, 0, 2, 3, 8, 9), (3, 3))
+    assert ops.lowrank_conv2d(input, U, V, bias, groups=2).shape == (2, 0, 6, 7)
+
+
+def test_activations_of_special_numbers_are_torchs():
+    input = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -200.0, 200.0, -1e-30, 88.0]).view(1, 1, 1, 8)
+    one = torch.ones(1, 1, 1, 1)
+    for dtype in (torch.float32, torch.bfloat16):
+        for name, torchs in TORCHS.items():
+            found = ops.lowrank_conv2d(input.to(dtype), one.to(dtype), one.to(dtype), activation=name)
+            torch.testing.assert_close(found, torchs(input.to(dtype)), equal_nan=True)
+
+
+def test_modes_and_transforms_see_the_operator():
+    input, U, V, bias = make((2, 4, 6, 2, 3, 8, 9), (3, 3))
+
+    def call(x):
+        return ops.lowrank_conv2d(x, U, V, bias, groups=2)
+
+    class Log(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen = []
+    with torch.no_grad(), Log():
+        call(input)
+    assert seen == [torch.ops.lrcompress.lowrank_conv2d.default]
+    assert "lowrank_conv2d" in str(make_fx(call)(input).code)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert call(mode.from_tensor(input)).shape == (2, 6, 6, 7)
+    assert torch.equal(torch.func.functionalize(call)(input), call(input))
+
+
 def test_views_and_channels_last_give_the_same_bits():
     input, U, V, bias = make((2, 8, 6, 4, 3, 9, 10), (3, 3))
     rest = (U, V, bias, (1, 1), (1, 1), (1, 1), 4)
@@ -97,8 +167,9 @@ def test_no_image_gives_no_output():
     assert ops.lowrank_conv2d(input, U, V, bias, (2, 1), (1, 1), (1, 1), 2).shape == (0, 6, 4, 9)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_gradients_are_those_of_the_composition(with_bias, assert_as_accurate_as_torch):
+def test_gradients_are_those_of_the_composition(with_bias, activation, assert_as_accurate_as_torch):
     *factors, bias = make((3, 6, 7, 3, 2, 9, 11), (3, 2))
     given = ((2, 1), (1, 2), (1, 2), 3)
     tensors = [*factors, bias] if with_bias else factors
@@ -109,10 +180,22 @@ def test_gradients_are_those_of_the_composition(with_bias, assert_as_accurate_as
         out = f(*leaves, *([] if with_bias else [None]), *given)
         return torch.autograd.grad(out, leaves, upstream.to(dtype))
 
-    ours = gradients(ops.lowrank_conv2d, torch.float32)
-    same, exact = gradients(compose, torch.float32), gradients(compose, torch.float64)
+    ours = gradients(lambda *args: ops.lowrank_conv2d(*args, activation), torch.float32)
+    same, exact = (
+        gradients(lambda *args: TORCHS[activation](compose(*args)), dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
     for mine, torchs, truth in zip(ours, same, exact, strict=True):
         assert_as_accurate_as_torch(mine, torchs, truth)
+
+
+def test_gradcheck_in_float64():
+    tensors = [t.requires_grad_() for t in make((1, 4, 3, 2, 2, 4, 5), (3, 2), torch.float64)]
+    for activation in ("gelu", "silu"):
+        assert torch.autograd.gradcheck(
+            lambda *leaves, a=activation: ops.lowrank_conv2d(*leaves, (1, 2), (1, 1), groups=2, activation=a),
+            tensors,
+        )
 
 
 def test_torch_accepts_the_registration():

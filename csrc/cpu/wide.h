@@ -2,7 +2,6 @@
 // arithmetic is of float32.
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstdint>
 
@@ -40,7 +39,9 @@ LRC_INLINE void store_wide(Bfloat16* p, Wide x) {
 template <class T> LRC_INLINE void store_some(T* p, Wide x, std::int64_t count) {
     T all[kWide];
     store_wide(all, x);
-    std::copy_n(all, count, p);
+    for (std::int64_t i = 0; i < kWide; ++i) {
+        if (i < count) p[i] = all[i];
+    }
 }
 
 // e^x for x <= 0, within 2e-7 of itself; 0 where that is below the smallest normal float. The polynomial is

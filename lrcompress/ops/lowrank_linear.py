@@ -17,8 +17,12 @@ _NAME = "lrcompress::lowrank_linear"
 torch.library.define(
     _NAME, "(Tensor x, Tensor U, Tensor V, Tensor? bias, int groups, str activation) -> Tensor"
 )
-# Rows up to which bench/lowrank_linear.py has the kernel ahead of two library calls.
-_KERNEL_ROWS = {torch.float32: 16, torch.bfloat16: 64}
+# What bench/lowrank_linear.py has the kernel ahead of two library calls for.
+_KERNEL_ROWS = 8  # at most, in float32
+_KERNEL_ROWS_WIDE = 16  # the same from this many rows of V on
+_WIDE = 256
+_KERNEL_ROWS_BFLOAT16 = 128  # where the library has no instructions for bfloat16, else as in float32
+_NATIVE_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def lowrank_linear(
@@ -74,7 +78,7 @@ def _run(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, acti
     number = activation_number(activation)
     *batch, features = x.shape
     rows = math.prod(batch)
-    if x.device.type != "cpu" or rows > _KERNEL_ROWS.get(x.dtype, 0):
+    if not _has_kernel(x, V.shape[0], rows):
         return activate(_compose(x, U, V, bias, groups), activation).contiguous()
     out = x.new_empty((*batch, U.shape[0]))
     hidden = torch.empty(rows, V.shape[0])
@@ -86,6 +90,15 @@ def _run(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, acti
 
 
 torch.library.impl(_NAME, "default", _run)
+
+
+def _has_kernel(x: Tensor, inner: int, rows: int) -> bool:
+    """Say whether the kernel takes this call, and is ahead there."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if x.dtype == torch.bfloat16 and not _NATIVE_BFLOAT16:
+        return rows <= _KERNEL_ROWS_BFLOAT16
+    return rows <= (_KERNEL_ROWS_WIDE if inner >= _WIDE else _KERNEL_ROWS)
 
 
 def _slices(x: Tensor, groups: int) -> Tensor:  # [groups, rows, features / groups]
