@@ -4,6 +4,7 @@
 #include <dlpack.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <stdexcept>
@@ -58,7 +59,8 @@ struct TensorView {
     template <class T> T* as(bool channels_last = false) const {
         static_assert(std::is_floating_point_v<T> || std::is_integral_v<T> ||
                       std::is_same_v<std::remove_const_t<T>, Bfloat16>);
-        if (!holds<T>() || !(channels_last ? is_channels_last() : is_contiguous())) {
+        const bool empty = std::find(shape.begin(), shape.begin() + ndim, 0) != shape.begin() + ndim;
+        if (!holds<T>() || !(empty || (channels_last ? is_channels_last() : is_contiguous()))) {
             throw std::invalid_argument("expected a contiguous tensor of " + std::to_string(8 * sizeof(T)) +
                                         "-bit " + (std::is_integral_v<T> ? "integers" : "floats"));
         }

@@ -84,7 +84,8 @@ def test_every_dtype_layout_and_activation(dtype, layout, activation, assert_as_
         for stride in ((1, 1), (2, 3)):
             given = (stride, (1, 2), (1, 1), size[3])
             found = ops.lowrank_conv2d(input, U, V, bias, *given, activation)
-            assert found.dtype == dtype and found.is_contiguous(memory_format=layout)
+            assert found.dtype == dtype
+            assert found.is_contiguous(memory_format=layout)
             same = TORCHS[activation](compose(input, U, V, bias, *given))
             exact = reference.lowrank_conv2d(input, U, V, bias, *given, activation)
             assert_as_accurate_as_torch(found, same, exact)

@@ -136,7 +136,10 @@ def _run(
     shape = _known_out_shape(input.shape, U.shape, V.shape, bias_shape, *geometry)
     last = _is_channels_last(input)
     if input.device.type != "cpu" or input.dtype not in _KERNEL_DTYPES:
-        result = _compose(input, U, V, bias, *geometry)
+        # torch convolves no channels with nothing.
+        result = _compose(input, U, V, bias, *geometry) if V.numel() else input.new_zeros(shape)
+        if bias is not None and not V.numel():
+            result += bias[:, None, None]
         layout = torch.channels_last if last else torch.contiguous_format
         return activate(result, activation).contiguous(memory_format=layout)
     if last:
