@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lrcompress.calibrate import reestimate_batchnorm
     from lrcompress.pipeline import apply, compress, load, load_plan, plan, save, verify
     from lrcompress.presets import alds, lrank, svd, svd_energy
-    from lrcompress.rewrite import merge
+    from lrcompress.rewrite import merge, unfuse
 
 __all__ = [
     "Budget",
@@ -54,6 +54,7 @@ __all__ = [
     "save",
     "svd",
     "svd_energy",
+    "unfuse",
     "verify",
 ]
 
@@ -63,7 +64,7 @@ _LAZY = {
         ("apply", "compress", "load", "load_plan", "plan", "save", "verify"), "lrcompress.pipeline"
     ),
     **dict.fromkeys(("alds", "lrank", "svd", "svd_energy"), "lrcompress.presets"),
-    "merge": "lrcompress.rewrite",
+    **dict.fromkeys(("merge", "unfuse"), "lrcompress.rewrite"),
     "reestimate_batchnorm": "lrcompress.calibrate",
 }
 

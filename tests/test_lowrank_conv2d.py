@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lrcompress as lrc
 from lrcompress import ops
-from lrcompress.nn.conv import _runs_fused
+from lrcompress.nn.conv import runs_fused
 from lrcompress.ops import reference
 from lrcompress.ops._activations import ACTIVATIONS
 
@@ -226,15 +226,15 @@ def test_a_layer_uses_it_where_it_should():
     x = torch.randn(2, 8, 10, 9)
     layer = lrc.nn.LowRankConv2d(8, 6, 3, rank=2, groups=4, padding=1, stride=2)
     expected = layer(x)
-    assert not _runs_fused(layer, x)  # gradients are recorded
+    assert not runs_fused(layer, x)  # gradients are recorded
     with torch.no_grad():
-        assert _runs_fused(layer, x)
+        assert runs_fused(layer, x)
         torch.testing.assert_close(layer(x), expected)
-        assert not _runs_fused(layer, x[0])
-        assert not _runs_fused(layer, x.double())
-        assert not _runs_fused(layer.to("meta"), x)
+        assert not runs_fused(layer, x[0])
+        assert not runs_fused(layer, x.double())
+        assert not runs_fused(layer.to("meta"), x)
         with torch.autocast("cpu"):
-            assert not _runs_fused(layer.to_empty(device="cpu"), x)
+            assert not runs_fused(layer.to_empty(device="cpu"), x)
         for other in (
             {"scheme": 1},
             {"conv_groups": 2},
@@ -243,8 +243,8 @@ def test_a_layer_uses_it_where_it_should():
             {"kernel_size": 1},
         ):
             given = {"kernel_size": 3, "rank": 1, "groups": 2, **other}
-            assert not _runs_fused(lrc.nn.LowRankConv2d(8, 6, **given), x), other
-        assert not _runs_fused(lrc.nn.LowRankConv2d(17, 6, 3, rank=2), torch.randn(1, 17, 8, 8))
+            assert not runs_fused(lrc.nn.LowRankConv2d(8, 6, **given), x), other
+        assert not runs_fused(lrc.nn.LowRankConv2d(17, 6, 3, rank=2), torch.randn(1, 17, 8, 8))
 
 
 def test_a_compiled_layer_contains_it_and_an_exported_one_does_not():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcompress import ops
+from lrcompress.nn.choices import Activation, Kernel, activate, check_choices, choices_repr
 from lrcompress.types import encoder_axes
 
 Size = int | Sequence[int]
@@ -55,8 +56,12 @@ class _LowRankConv(nn.Module):
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        activation: Activation = "none",
+        kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
+        check_choices(activation, kernel)
+        self.activation, self.kernel = activation, kernel
         if (
             conv_groups < 1
             or out_channels % conv_groups
@@ -127,7 +132,7 @@ class _LowRankConv(nn.Module):
     ) -> Tensor:  # [batch, out_channels, *size]
         """Apply the layer."""
         z = self._run(self.encoder, input, self.V, None, self.conv_groups * self.groups)
-        return self._run(self.decoder, z, self.U, self.bias, self.conv_groups)
+        return activate(self._run(self.decoder, z, self.U, self.bias, self.conv_groups), self.activation)
 
     def _run(self, part: _Part, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """Pad and convolve; symmetric zeros go to the convolution itself."""
@@ -145,7 +150,8 @@ class _LowRankConv(nn.Module):
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"
         text += f", groups={self.groups}, scheme={self.scheme}, stride={self.stride}, padding={self.padding}"
         text += f", dilation={self.dilation}, conv_groups={self.conv_groups}, bias={self.bias is not None}"
-        return text + (f", padding_mode={self.padding_mode}" if self.padding_mode != "zeros" else "")
+        text += f", padding_mode={self.padding_mode}" if self.padding_mode != "zeros" else ""
+        return text + choices_repr(self.activation, self.kernel)
 
 
 class LowRankConv1d(_LowRankConv):
@@ -170,13 +176,14 @@ class LowRankConv2d(_LowRankConv):
         input: Tensor,  # [batch, in_channels, height, width], or without the batch
     ) -> Tensor:  # [batch, out_channels, height, width]
         """Apply the layer."""
-        if not _runs_fused(self, input):
+        if not runs_fused(self, input):
             return super().forward(input)
         part = self.encoder
         padding = tuple(before for before, _ in part.padding)
-        return ops.lowrank_conv2d(
+        y = ops.lowrank_conv2d(
             input, self.U, self.V, self.bias, part.stride, padding, part.dilation, self.groups
         )
+        return activate(y, self.activation)
 
 
 # The layers at which bench/lowrank_conv2d.py has the fused op ahead of two library calls, and no others.
@@ -185,19 +192,18 @@ _FUSED_DECODER_SIZE = 1 << 14  # entries of U, at most
 _FUSED_KERNEL_AREAS = range(2, 10)
 
 
-def _runs_fused(layer: LowRankConv2d, input: Tensor) -> bool:
-    """Say whether ``ops.lowrank_conv2d`` runs this call: shapes that it is good at, in inference.
+def runs_fused(layer: LowRankConv2d, input: Tensor) -> bool:
+    """Say whether ``ops.lowrank_conv2d`` runs this call: as the layer's ``kernel`` says, where the op can.
 
     For a backward pass the composition keeps what the op would compute again, and an exported graph must
     not need an op that its reader does not have.
     """
+    if layer.kernel == "composed" or (layer.kernel == "auto" and not _known_to_pay(layer)):
+        return False
     factors = [layer.U, layer.V, *([] if layer.bias is None else [layer.bias])]
     return (
         layer.scheme == 0
         and layer.conv_groups == 1
-        and layer.in_channels // layer.groups <= _FUSED_GROUP_CHANNELS
-        and layer.U.numel() <= _FUSED_DECODER_SIZE
-        and math.prod(layer.kernel_size) in _FUSED_KERNEL_AREAS
         and layer.padding_mode == "zeros"
         and all(before == after for before, after in layer.encoder.padding)
         and input.ndim == 4
@@ -205,6 +211,15 @@ def _runs_fused(layer: LowRankConv2d, input: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not (torch.compiler.is_exporting() or torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (input, *factors)))
+    )
+
+
+def _known_to_pay(layer: LowRankConv2d) -> bool:
+    """Say whether the layer is of a size at which the benchmark has the fused op ahead."""
+    return (
+        layer.in_channels // layer.groups <= _FUSED_GROUP_CHANNELS
+        and layer.U.numel() <= _FUSED_DECODER_SIZE
+        and math.prod(layer.kernel_size) in _FUSED_KERNEL_AREAS
     )
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrcompress.nn.choices import Activation, Kernel, activate, check_choices, choices_repr
+
 
 class LowRankLinear(nn.Module):
     """Apply ``y = U V x + b`` with V block-diagonal over ``groups`` equal slices of the input features.
@@ -26,8 +28,13 @@ class LowRankLinear(nn.Module):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        activation: Activation = "none",
+        kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
+        check_choices(activation, kernel)
+        self.activation, self.kernel = activation, kernel
         if groups < 1 or in_features % groups:
             raise ValueError(f"groups must divide in_features={in_features}, got {groups}")
         if rank < 1:
@@ -66,11 +73,11 @@ class LowRankLinear(nn.Module):
             slices = input.reshape(-1, self.groups, self.in_features // self.groups).transpose(0, 1)
             z = torch.bmm(slices, self.V.unflatten(0, (self.groups, self.rank)).mT)
             z = z.transpose(0, 1).reshape(*input.shape[:-1], self.groups * self.rank)
-        return F.linear(z, self.U, self.bias)
+        return activate(F.linear(z, self.U, self.bias), self.activation)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, "
             f"groups={self.groups}, bias={self.bias is not None}"
-        )
+        ) + choices_repr(self.activation, self.kernel)

@@ -1,0 +1,124 @@
+"""What a model holds: its compressible layers, and why the others are left alone."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from lrcompress.rewrite.layers import DENSE, Dense, is_factored
+from lrcompress.types import Call, Layer, LeftAlone, PlanError, WeightError
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+_LARGEST_ENTRY = 1e150  # of a float64 weight: sums of squares must stay finite
+
+
+def survey(
+    model: nn.Module,
+    ignore: Sequence[str] = (),  # shell patterns of names
+) -> tuple[dict[str, Dense], list[LeftAlone]]:
+    """List the compressible layers, and everything else with a weight matrix together with the reason.
+
+    Raises:
+        WeightError: a lazy module has not seen its first input yet.
+        PlanError: a pattern matches no module.
+    """
+    for name, module in model.named_modules():
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
+            raise WeightError(f"layer {name!r}: its weight has no shape yet; run the model once first")
+    for pattern in ignore:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in model.named_modules()):
+            raise PlanError(f"ignore pattern {pattern!r} matches no module")
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    layers: dict[str, Dense] = {}
+    left_alone: list[LeftAlone] = []
+    inside_attention: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            inside_attention |= {id(part) for part in module.modules() if part is not module}
+        if id(module) in inside_attention or all(p.ndim < 2 for p in module.parameters(recurse=False)):
+            continue
+        reason = _reason(name, module, owners, ignore)
+        if reason is not None:
+            left_alone.append(left_out(name, module, reason))
+        elif isinstance(module, Dense):
+            layers[name] = module
+    return layers, left_alone
+
+
+def left_out(name: str, module: nn.Module, reason: str) -> LeftAlone:
+    """Record a module that keeps its weights."""
+    parts = module.parameters(recurse=isinstance(module, nn.MultiheadAttention))  # else parts are listed too
+    return LeftAlone(name, type(module).__name__, sum(part.numel() for part in parts), reason)
+
+
+def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence[str]) -> str | None:
+    """Say why a module must be left alone; None when it can be compressed."""
+    kind = type(module)
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
+        return "ignored by name"
+    if is_factored(module):
+        return "already factored"
+    if any(owners[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
+        return "its weight is tied to another module's"
+    if kind not in DENSE:
+        known = next((base for base in DENSE if isinstance(module, base)), None)
+        return (
+            f"a subclass of {known.__name__} may compute otherwise"
+            if known
+            else f"no factorisation of {kind.__name__}"
+        )
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed from other parameters"
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}"
+    if weight.dtype not in _DTYPES:
+        return f"its weight is of type {weight.dtype}"
+    backward = (module._backward_hooks, module._backward_pre_hooks)
+    if module._forward_hooks or module._forward_pre_hooks or any(backward):
+        return "it carries hooks, which a replacement would lose"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    return None if weight.numel() else "its weight is empty"
+
+
+def count_params(model: nn.Module) -> int:
+    """Count every parameter once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def describe(
+    name: str,
+    module: Dense,
+    calls: tuple[Call, ...] = (),
+) -> Layer:
+    """Return a layer as planning sees it."""
+    return Layer(
+        name,
+        type(module).__name__,
+        tuple(module.weight.shape),
+        1 if isinstance(module, nn.Linear) else module.groups,
+        calls,
+    )
+
+
+def check_weight(name: str, weight: Tensor) -> None:
+    """Refuse a weight that cannot be factorised.
+
+    Raises:
+        WeightError: it has no values (meta device), or holds nan, infinity or numbers whose squares are.
+    """
+    if weight.is_meta:
+        raise WeightError(
+            f"layer {name!r}: its weight is on the meta device and holds no values; load them first"
+        )
+    if not weight.isfinite().all():
+        raise WeightError(f"layer {name!r}: its weight holds nan or infinity")
+    if weight.dtype == torch.float64 and weight.abs().max() > _LARGEST_ENTRY:
+        raise WeightError(f"layer {name!r}: its weight holds entries above {_LARGEST_ENTRY}")
