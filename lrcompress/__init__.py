@@ -19,6 +19,7 @@ from lrcompress.types import (
     Plan,
     PlanError,
     Recipe,
+    Tuning,
     Verification,
     WeightError,
 )
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lrcompress import nn as nn
     from lrcompress import ops as ops
     from lrcompress.calibrate import reestimate_batchnorm
+    from lrcompress.measure import tune
     from lrcompress.pipeline import apply, compress, load, load_plan, plan, save, verify
     from lrcompress.presets import alds, lrank, svd, svd_energy
     from lrcompress.rewrite import merge, unfuse
@@ -40,6 +42,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Recipe",
+    "Tuning",
     "Verification",
     "WeightError",
     "alds",
@@ -54,6 +57,7 @@ __all__ = [
     "save",
     "svd",
     "svd_energy",
+    "tune",
     "unfuse",
     "verify",
 ]
@@ -64,6 +68,7 @@ _LAZY = {
         ("apply", "compress", "load", "load_plan", "plan", "save", "verify"), "lrcompress.pipeline"
     ),
     **dict.fromkeys(("alds", "lrank", "svd", "svd_energy"), "lrcompress.presets"),
+    "tune": "lrcompress.measure",
     **dict.fromkeys(("merge", "unfuse"), "lrcompress.rewrite"),
     "reestimate_batchnorm": "lrcompress.calibrate",
 }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lrcompress import calibrate, codec, presets, rewrite
+from lrcompress import calibrate, codec, measure, presets, rewrite
 from lrcompress.factorize import svd_factors
 from lrcompress.types import (
     Budget,
@@ -28,6 +28,7 @@ from lrcompress.types import (
     PlanError,
     Recipe,
     Tradeoff,
+    Tuning,
     Verification,
     WeightError,
 )
@@ -231,17 +232,25 @@ def save(
     model: nn.Module,  # what `apply` returned, fine-tuned or not
     plan: Plan,
     path: str | Path,
+    *,
+    tunings: Sequence[Tuning] = (),  # from `tune`, one a device
 ) -> None:
     """Write the folder ``path``: config.json and one safetensors file, no pickle.
 
     Factors are stored as ordinary tensors ``<layer>.U`` and ``<layer>.V``. An artefact already there is
     replaced in one step: whatever happens meanwhile, the folder holds the old one or the new one, whole.
 
+    What is saved is the factored model that ``tune`` was given; ``tunings`` hold what it chose, and ``load``
+    makes the tuned model again on a device of the same name.
+
     Raises:
-        PlanError: the model is not what the plan makes; the message names the layer.
+        PlanError: the model is not what the plan makes, or a tuning is of another model; the message names
+            the layer.
         WeightError: a tensor has no values (meta device).
     """
     rewrite.check_applied(model, plan)
+    for tuning in tunings:
+        rewrite.check_factored(model, tuning.choices)
     named, extra = rewrite.named_tensors(model)
     for name, tensor in named.items():
         if tensor.is_meta:
@@ -252,7 +261,7 @@ def save(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    codec.write(path, codec.Artefact(plan, tensors, aliases, extra), versions)
+    codec.write(path, codec.Artefact(plan, tensors, aliases, extra, tuple(tunings)), versions)
 
 
 def load(
@@ -260,6 +269,7 @@ def load(
     model: nn.Module,  # any instance of the original architecture, on the meta device too; untouched
     *,
     device: torch.device | str = "cpu",
+    tuned: bool = True,  # as the artefact says for a device of this name; False: every layer factored
 ) -> nn.Module:
     """Rebuild a compressed model from its folder and the original architecture.
 
@@ -279,11 +289,13 @@ def load(
     tensors = {name: tensor.to(device) for name, tensor in artefact.tensors.items()}
     tensors |= {alias: tensors[name] for alias, name in artefact.aliases.items()}
     hollow = rewrite.replaced(model, new, hollow=True)
+    name = measure.device_name(torch.device(device))
+    tuning = next((found for found in artefact.tunings if tuned and found.device == name), None)
     try:
         rewrite.fill(hollow, tensors, artefact.buffers)
+        return hollow if tuning is None else rewrite.tuned(hollow, tuning.choices, tuning.memory_format)
     except PlanError as error:
         raise FormatError(f"{path}: {error}") from None
-    return hollow
 
 
 def load_plan(path: str | Path) -> Plan:

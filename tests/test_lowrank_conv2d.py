@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lrcompress as lrc
 from lrcompress import ops
-from lrcompress.nn.conv import runs_fused
 from lrcompress.ops import reference
 from lrcompress.ops._activations import ACTIVATIONS
 
@@ -226,15 +225,15 @@ def test_a_layer_uses_it_where_it_should():
     x = torch.randn(2, 8, 10, 9)
     layer = lrc.nn.LowRankConv2d(8, 6, 3, rank=2, groups=4, padding=1, stride=2)
     expected = layer(x)
-    assert not runs_fused(layer, x)  # gradients are recorded
+    assert not layer.runs_fused(x)  # gradients are recorded
     with torch.no_grad():
-        assert runs_fused(layer, x)
+        assert layer.runs_fused(x)
         torch.testing.assert_close(layer(x), expected)
-        assert not runs_fused(layer, x[0])
-        assert not runs_fused(layer, x.double())
-        assert not runs_fused(layer.to("meta"), x)
+        assert not layer.runs_fused(x[0])
+        assert not layer.runs_fused(x.double())
+        assert not layer.to("meta").runs_fused(x)
         with torch.autocast("cpu"):
-            assert not runs_fused(layer.to_empty(device="cpu"), x)
+            assert not layer.to_empty(device="cpu").runs_fused(x)
         for other in (
             {"scheme": 1},
             {"conv_groups": 2},
@@ -243,8 +242,8 @@ def test_a_layer_uses_it_where_it_should():
             {"kernel_size": 1},
         ):
             given = {"kernel_size": 3, "rank": 1, "groups": 2, **other}
-            assert not runs_fused(lrc.nn.LowRankConv2d(8, 6, **given), x), other
-        assert not runs_fused(lrc.nn.LowRankConv2d(17, 6, 3, rank=2), torch.randn(1, 17, 8, 8))
+            assert not lrc.nn.LowRankConv2d(8, 6, **given).runs_fused(x), other
+        assert not lrc.nn.LowRankConv2d(17, 6, 3, rank=2).runs_fused(torch.randn(1, 17, 8, 8))
 
 
 def test_a_compiled_layer_contains_it_and_an_exported_one_does_not():

@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lrcompress.types import FormatError, Plan, PlanError
+from lrcompress.types import FormatError, Plan, PlanError, Tuning
 
 FORMAT = "lrcompress"
 FORMAT_VERSION = 1
@@ -48,6 +48,7 @@ class Artefact:
     tensors: dict[str, Tensor]  # state dict keys, and the buffers that state dicts leave out
     aliases: dict[str, str]  # further names of a stored tensor -> the name it is stored under
     buffers: tuple[str, ...]  # names in `tensors` or `aliases` that are no keys of the state dict
+    tunings: tuple[Tuning, ...] = ()  # one a device
 
 
 def write(path: str | Path, artefact: Artefact, versions: Mapping[str, str]) -> None:
@@ -71,6 +72,7 @@ def write(path: str | Path, artefact: Artefact, versions: Mapping[str, str]) -> 
         "buffers": list(artefact.buffers),
         "plan": json.loads(artefact.plan.to_json()),
         "versions": dict(versions),
+        "tunings": [tuning.to_dict() for tuning in artefact.tunings],
     }
     config["checksum"] = _checksum(config)
     _replace(folder / str(config["weights"]), payload)
@@ -101,7 +103,7 @@ def read(path: str | Path) -> Artefact:
     unknown = [name for name in buffers if name not in tensors and name not in aliases]
     if dangling or unknown:
         raise FormatError(f"{folder / CONFIG} names tensors that are not stored: {dangling + unknown}")
-    return Artefact(_plan(folder, config), tensors, aliases, tuple(buffers))
+    return Artefact(_plan(folder, config), tensors, aliases, tuple(buffers), _tunings(folder, config))
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -116,6 +118,16 @@ def read_plan(path: str | Path) -> Plan:
 def _plan(folder: Path, config: dict[str, Any]) -> Plan:
     try:
         return Plan.from_json(json.dumps(config["plan"]))
+    except PlanError as error:
+        raise FormatError(f"{folder / CONFIG}: {error}") from None
+
+
+def _tunings(folder: Path, config: dict[str, Any]) -> tuple[Tuning, ...]:
+    found = config.get("tunings", [])
+    if not isinstance(found, list):
+        raise FormatError(f"{folder / CONFIG}: tunings must be a list, got {found!r}")
+    try:
+        return tuple(Tuning.from_dict(plain) for plain in found)
     except PlanError as error:
         raise FormatError(f"{folder / CONFIG}: {error}") from None
 

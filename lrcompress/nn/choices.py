@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,3 +40,16 @@ def choices_repr(activation: Activation, kernel: Kernel) -> str:
     """Describe what is not the default."""
     text = "" if activation == "none" else f", activation={activation}"
     return text + ("" if kernel == "auto" else f", kernel={kernel}")
+
+
+def takes_fused(
+    *tensors: Tensor | None,  # the input, the factors, the bias
+) -> bool:
+    """Say whether a fused op may run on these tensors: inference, on the CPU, float32, and not for export."""
+    given = [t for t in tensors if t is not None]
+    return (
+        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in given)
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.compiler.is_exporting() or torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+    )

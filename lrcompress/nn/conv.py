@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcompress import ops
-from lrcompress.nn.choices import Activation, Kernel, activate, check_choices, choices_repr
+from lrcompress.nn.choices import Activation, Kernel, activate, check_choices, choices_repr, takes_fused
 from lrcompress.types import encoder_axes
 
 Size = int | Sequence[int]
@@ -134,6 +134,10 @@ class _LowRankConv(nn.Module):
         z = self._run(self.encoder, input, self.V, None, self.conv_groups * self.groups)
         return activate(self._run(self.decoder, z, self.U, self.bias, self.conv_groups), self.activation)
 
+    def runs_fused(self, input: Tensor) -> bool:
+        """Say whether a fused op runs this call."""
+        return False
+
     def _run(self, part: _Part, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """Pad and convolve; symmetric zeros go to the convolution itself."""
         padding: tuple[int, ...] = tuple(before for before, _ in part.padding)
@@ -176,7 +180,7 @@ class LowRankConv2d(_LowRankConv):
         input: Tensor,  # [batch, in_channels, height, width], or without the batch
     ) -> Tensor:  # [batch, out_channels, height, width]
         """Apply the layer."""
-        if not runs_fused(self, input):
+        if not self.runs_fused(input):
             return super().forward(input)
         part = self.encoder
         padding = tuple(before for before, _ in part.padding)
@@ -185,33 +189,28 @@ class LowRankConv2d(_LowRankConv):
         )
         return activate(y, self.activation)
 
+    def runs_fused(self, input: Tensor) -> bool:
+        """Say whether ``ops.lowrank_conv2d`` runs this call: as ``kernel`` says, where the op can.
+
+        For a backward pass the composition keeps what the op would compute again, and an exported graph must
+        not need an op that its reader does not have.
+        """
+        if self.kernel == "composed" or (self.kernel == "auto" and not _known_to_pay(self)):
+            return False
+        return (
+            self.scheme == 0
+            and self.conv_groups == 1
+            and self.padding_mode == "zeros"
+            and all(before == after for before, after in self.encoder.padding)
+            and input.ndim == 4
+            and takes_fused(input, self.U, self.V, self.bias)
+        )
+
 
 # The layers at which bench/lowrank_conv2d.py has the fused op ahead of two library calls, and no others.
 _FUSED_GROUP_CHANNELS = 16  # at most
 _FUSED_DECODER_SIZE = 1 << 14  # entries of U, at most
 _FUSED_KERNEL_AREAS = range(2, 10)
-
-
-def runs_fused(layer: LowRankConv2d, input: Tensor) -> bool:
-    """Say whether ``ops.lowrank_conv2d`` runs this call: as the layer's ``kernel`` says, where the op can.
-
-    For a backward pass the composition keeps what the op would compute again, and an exported graph must
-    not need an op that its reader does not have.
-    """
-    if layer.kernel == "composed" or (layer.kernel == "auto" and not _known_to_pay(layer)):
-        return False
-    factors = [layer.U, layer.V, *([] if layer.bias is None else [layer.bias])]
-    return (
-        layer.scheme == 0
-        and layer.conv_groups == 1
-        and layer.padding_mode == "zeros"
-        and all(before == after for before, after in layer.encoder.padding)
-        and input.ndim == 4
-        and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (input, *factors))
-        and not torch.is_autocast_enabled("cpu")
-        and not (torch.compiler.is_exporting() or torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (input, *factors)))
-    )
 
 
 def _known_to_pay(layer: LowRankConv2d) -> bool:

@@ -75,6 +75,10 @@ class LowRankLinear(nn.Module):
             z = z.transpose(0, 1).reshape(*input.shape[:-1], self.groups * self.rank)
         return activate(F.linear(z, self.U, self.bias), self.activation)
 
+    def runs_fused(self, input: Tensor) -> bool:
+        """Say whether a fused op runs this call."""
+        return False
+
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
         return (

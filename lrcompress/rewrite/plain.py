@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.nn import LowRankConv1d, LowRankConv2d, LowRankConv3d, LowRankLinear
-from lrcompress.rewrite.layers import Dense, Factored
+from lrcompress.rewrite.layers import Dense, Factored, check_factored
 from lrcompress.rewrite.swap import replaced
-from lrcompress.types import PlanError
 
 _PLAIN: dict[type[nn.Module], type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
     LowRankConv1d: nn.Conv1d,
@@ -53,11 +52,9 @@ def _chosen(model: nn.Module, layers: Iterable[str] | None) -> dict[str, Factore
     found = {name: module for name, module in model.named_modules() if isinstance(module, Factored)}
     if layers is None:
         return found
-    names = list(layers)
-    for name in names:
-        if name not in found:
-            raise PlanError(f"layer {name!r} must be a factored layer; the model has {list(found)}")
-    return {name: found[name] for name in names}
+    layers = tuple(layers)
+    check_factored(model, layers)
+    return {name: found[name] for name in layers}
 
 
 def multiplied_out(module: Factored) -> Dense | nn.Sequential:

@@ -7,6 +7,7 @@ from lrcompress.types.errors import BudgetError, CompressionError, FormatError, 
 from lrcompress.types.layer import Call, Layer, LowRank, Option, encoder_axes
 from lrcompress.types.plan import Budget, LayerPlan, LeftAlone, Plan, Tradeoff, from_plain, to_plain
 from lrcompress.types.recipe import GlobalStep, LocalStep, Recipe
+from lrcompress.types.tuning import LayerTuning, Tuning
 from lrcompress.types.verification import LayerCheck, Verification
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Layer",
     "LayerCheck",
     "LayerPlan",
+    "LayerTuning",
     "LeftAlone",
     "LocalStep",
     "LowRank",
@@ -27,6 +29,7 @@ __all__ = [
     "PlanError",
     "Recipe",
     "Tradeoff",
+    "Tuning",
     "Verification",
     "WeightError",
     "encoder_axes",
