@@ -36,6 +36,7 @@ from lrcompress.types.options import OptionTable
 
 _CURVE_POINTS = 32  # of a layer's error curve kept in a plan: enough for a plot, small enough for JSON
 _TRADEOFF_POINTS = 24
+_NEED_INPUTS = {"macs": "know how often each layer runs", "latency": "measure on"}
 
 
 def plan(
@@ -45,21 +46,24 @@ def plan(
     *,
     example_inputs: Any = None,  # a tensor, a tuple of positional or a mapping of keyword arguments
     ignore: str | Sequence[str] = (),  # shell patterns of layer names to leave alone
+    progress: measure.Progress | None = None,  # of measuring: called with the layers done, and all of them
 ) -> Plan:
     """Choose for every compressible layer how to factor it, or to keep it dense.
 
     Linear and Conv1d/2d/3d layers are considered; whatever else has a weight matrix is listed in
     ``left_alone`` with the reason. ``example_inputs`` are run once, in evaluation mode, to count
-    multiply-accumulates. Deterministic.
+    multiply-accumulates. Deterministic, unless the budget is in latency: then the model, its layers and a
+    selection of their options are timed on the model's device, an option no faster than its dense layer is
+    never chosen, and ranks are such that ``groups x rank`` is a multiple of 8 where possible.
 
     Raises:
         BudgetError: the budget cannot be met; the message says the least possible.
         WeightError: a weight is not finite, or on the meta device; the message names the layer.
-        PlanError: a budget in MACs without example inputs, or a pattern that matches no module.
+        PlanError: a budget in MACs or latency without example inputs, or a pattern that matches no module.
     """
     recipe = recipe or presets.alds()
-    if budget.cost == "macs" and example_inputs is None:
-        raise PlanError("a budget in macs needs example_inputs, to know how often each layer runs")
+    if budget.cost in _NEED_INPUTS and example_inputs is None:
+        raise PlanError(f"a budget in {budget.cost} needs example_inputs, to {_NEED_INPUTS[budget.cost]}")
     modules, left_alone = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
     calls: dict[str, tuple[Call, ...]] = {}
     macs = 0
@@ -72,8 +76,11 @@ def plan(
         rewrite.check_weight(name, module.weight)
     layers = tuple(rewrite.describe(name, module, calls.get(name, ())) for name, module in modules.items())
     tables = recipe.local_step(layers, tuple(module.weight.detach() for module in modules.values()))
-    params = rewrite.count_params(model)
-    total = params if budget.cost == "params" else macs
+    params, latency = rewrite.count_params(model), 0
+    if budget.cost == "latency":
+        timed = measure.timed_options(model, modules, layers, tables, example_inputs, progress)
+        latency, layers, tables = timed
+    total = {"params": params, "macs": macs, "latency": latency}[budget.cost]
     fixed = total - sum(getattr(layer, budget.cost) for layer in layers)
     _check_reachable(budget, tables, fixed, total)
     rows = recipe.global_step(tables, budget.cost, budget.limit(total) - fixed)
@@ -82,7 +89,7 @@ def plan(
         for layer, table, row in zip(layers, tables, rows, strict=True)
     )
     tradeoff = _tradeoff(recipe, tables, budget.cost, fixed, total)
-    return Plan(str(recipe), budget, params, macs, entries, tuple(left_alone), tradeoff)
+    return Plan(str(recipe), budget, params, macs, entries, tuple(left_alone), tradeoff, latency)
 
 
 def _least(tables: list[OptionTable], cost: str) -> int:
@@ -128,9 +135,9 @@ def apply(
 ) -> nn.Module:
     """Return a copy of the model with its planned layers factored; ``model`` is untouched.
 
-    Factors keep the dtype, device, mode and ``requires_grad`` of the weights that they replace. What was
-    chosen dense is copied. Before a layer is replaced, its factors are multiplied out and compared with the
-    weight.
+    Factors keep the dtype, device, memory format, mode and ``requires_grad`` of the weights that they
+    replace. What was chosen dense is copied. Before a layer is replaced, its factors are multiplied out and
+    compared with the weight.
 
     Raises:
         PlanError: the plan does not fit the model; the message names the layer and both shapes.

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+Progress = Callable[[int, int], None]  # steps done, all steps
+
 _SAMPLE = 2e-4  # seconds that one sample lasts at least: far above the clock's own cost and resolution
 _ROUNDS = (5, 40)  # at least, at most
 

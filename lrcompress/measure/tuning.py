@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lrcompress import calibrate, rewrite
-from lrcompress.measure.clock import device_name, seconds_in_turn
+from lrcompress.measure.clock import Progress, device_name, seconds_in_turn
 from lrcompress.types import LayerTuning, PlanError, Tuning
 
 _LAYER_SECONDS = 0.15  # of measuring, for each distinct layer and memory format
 _MODEL_SECONDS = 4.0
-
-Progress = Callable[[int, int], None]  # steps done, all steps
 
 
 def tune(

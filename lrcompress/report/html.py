@@ -102,8 +102,7 @@ def _size_plot(plan: Plan) -> str:
 def _tradeoff_plot(plan: Plan) -> str:
     if not plan.tradeoff:
         return ""
-    by_params = plan.budget.cost == "params"
-    before, after = (plan.params, plan.params_after) if by_params else (plan.macs, plan.macs_after)
+    before, after = getattr(plan, plan.budget.cost), getattr(plan, f"{plan.budget.cost}_after")
     points = [(point.fraction, point.error) for point in plan.tradeoff]
     plot = line_chart(
         "",

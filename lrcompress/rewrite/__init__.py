@@ -1,11 +1,12 @@
 """The only code that walks or changes a model: which layers it has, the model with some of them factored."""
 
-from lrcompress.rewrite.factored import check_applied, check_fits, factored, fill_factors
+from lrcompress.rewrite.factored import check_applied, check_fits, factored, fill_factors, like
 from lrcompress.rewrite.layers import Dense, Factored, check_factored, is_factored
+from lrcompress.rewrite.layout import memory_format_of, memory_formats, set_memory_format
 from lrcompress.rewrite.plain import merge, multiplied_out, unfuse
 from lrcompress.rewrite.survey import check_weight, count_params, describe, left_out, survey
 from lrcompress.rewrite.swap import fill, named_tensors, replaced
-from lrcompress.rewrite.ways import memory_format_of, memory_formats, set_memory_format, tuned
+from lrcompress.rewrite.ways import tuned
 
 __all__ = [
     "Dense",
@@ -21,6 +22,7 @@ __all__ = [
     "fill_factors",
     "is_factored",
     "left_out",
+    "like",
     "memory_format_of",
     "memory_formats",
     "merge",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lrcompress.nn import LowRankLinear
 from lrcompress.rewrite.layers import CONVOLUTIONS, Dense, Factored
+from lrcompress.rewrite.layout import memory_format_of, set_memory_format
 from lrcompress.rewrite.survey import describe
 from lrcompress.types import LowRank, Plan, PlanError, WeightError
 
@@ -39,6 +40,14 @@ def factored(
     return new
 
 
+def like(module: Dense, config: LowRank) -> Factored:
+    """Return a factored module that would run as one in the place of ``module``; its values are random."""
+    new = factored(module, config).to_empty(device=module.weight.device)
+    new.reset_parameters()
+    set_memory_format(new, memory_format_of(module))
+    return new
+
+
 def fill_factors(
     name: str,
     new: Factored,  # from `factored`
@@ -65,6 +74,7 @@ def fill_factors(
     for factor in (new.U, new.V):
         factor.data = factor.to(device=weight.device, dtype=weight.dtype)
         factor.requires_grad_(old.weight.requires_grad)
+    set_memory_format(new, memory_format_of(old))
     if new.bias is not None and old.bias is not None:
         new.bias = nn.Parameter(old.bias.detach().clone(), requires_grad=old.bias.requires_grad)
 

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from lrcompress.rewrite.layers import check_factored
+from lrcompress.rewrite.layout import set_memory_format
 from lrcompress.rewrite.plain import merge
-
-_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-def memory_formats(model: nn.Module) -> tuple[str, ...]:
-    """Name the memory formats that the weights can have; channels_last only exists for 2-D convolutions."""
-    has_images = any(parameter.ndim == 4 for parameter in model.parameters())
-    return ("contiguous", "channels_last") if has_images else ("contiguous",)
 
 
 def tuned(
@@ -38,19 +30,3 @@ def tuned(
     if memory_format != "as given":
         set_memory_format(copied, memory_format)
     return copied
-
-
-def set_memory_format(
-    module: nn.Module,  # changed in place
-    memory_format: str,  # "contiguous" or "channels_last"
-) -> None:
-    """Lay all parameters of four axes out in a memory format."""
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=_FORMATS[memory_format])
-
-
-def memory_format_of(module: nn.Module) -> str:
-    """Name the memory format of the parameters of four axes; where both hold, contiguous."""
-    weights = [parameter for parameter in module.parameters() if parameter.ndim == 4]
-    return "contiguous" if all(weight.is_contiguous() for weight in weights) else "channels_last"

@@ -83,6 +83,7 @@ class Layer:
     weight_shape: tuple[int, ...]  # [out, in / conv_groups, *kernel]
     conv_groups: int = 1
     calls: tuple[Call, ...] = ()  # empty without example inputs
+    latency: int = 0  # nanoseconds of the calls of the dense layer in one forward; 0: not measured
 
     def __post_init__(self) -> None:
         axes = SPATIAL_AXES.get(self.kind, -1)
@@ -127,7 +128,7 @@ class Layer:
     @property
     def dense(self) -> Option:
         """The option of leaving the layer as it is."""
-        return Option(None, self.params, self.macs, 0.0)
+        return Option(None, self.params, self.macs, 0.0, self.latency)
 
     def kernel_areas(self, scheme: int) -> tuple[int, int]:
         """Kernel area of the encoder and of the decoder."""
@@ -194,3 +195,4 @@ class Option:
     params: int
     macs: int
     error: float  # in the unit of the local step; nan: not evaluated
+    latency: int = 0  # nanoseconds of the layer's calls in one forward; 0: not measured

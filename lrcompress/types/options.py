@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,10 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class OptionTable:
-    """The options of one layer as columns; one row is the dense layer, with groups 0 and error 0."""
+    """The options of one layer as columns; one row is the dense layer, with groups 0 and error 0.
+
+    ``latency`` is empty where nothing was measured.
+    """
 
     scheme: IntArray  # [options]
     groups: IntArray  # [options]
@@ -24,6 +27,9 @@ class OptionTable:
     params: IntArray  # [options]
     macs: IntArray  # [options]
     error: FloatArray  # [options]
+    latency: IntArray = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # [options], ns; []: not measured
 
     def __len__(self) -> int:
         return len(self.error)
@@ -32,11 +38,22 @@ class OptionTable:
         config = None
         if self.groups[row]:
             config = LowRank(int(self.scheme[row]), int(self.groups[row]), int(self.rank[row]))
-        return Option(config, int(self.params[row]), int(self.macs[row]), float(self.error[row]))
+        latency = int(self.latency[row]) if len(self.latency) else 0
+        return Option(config, int(self.params[row]), int(self.macs[row]), float(self.error[row]), latency)
+
+    def only(
+        self,
+        rows: npt.NDArray[np.bool_],  # [options], which to keep
+    ) -> OptionTable:
+        """Return a table of some of the rows."""
+        columns = {column.name: getattr(self, column.name) for column in fields(self)}
+        return OptionTable(
+            **{name: column[rows] if len(column) else column for name, column in columns.items()}
+        )
 
     def cost(self, name: str) -> IntArray:
-        """Return the column that a budget bounds: ``"params"`` or ``"macs"``."""
-        return {"params": self.params, "macs": self.macs}[name]
+        """Return the column that a budget bounds: ``"params"``, ``"macs"`` or ``"latency"``."""
+        return {"params": self.params, "macs": self.macs, "latency": self.latency}[name]
 
     def front(self, cost: str) -> IntArray:
         """Return the rows of the Pareto front: cost strictly rising, error strictly falling."""

@@ -15,7 +15,7 @@ from typing import Any
 from lrcompress.types.errors import BudgetError, CompressionError, PlanError
 from lrcompress.types.layer import Layer, LowRank, Option
 
-PLAN_FORMAT = 1  # raised whenever plans written before could no longer be read
+PLAN_FORMAT = 2  # raised whenever plans written before could no longer be read
 
 
 @dataclass(frozen=True)
@@ -23,41 +23,56 @@ class Budget:
     """How much of the whole model may be KEPT: a fraction (float in (0, 1]) or a count (int).
 
     ``params`` counts every parameter of the model, ``macs`` the multiply-accumulates of one sample's forward.
+    ``latency`` is a fraction of the time of one forward in inference, ``latency_ms`` that time in
+    milliseconds: both measured, on the device of the model.
 
     Raises:
-        BudgetError: not exactly one of the two, or not a positive finite number.
+        BudgetError: not exactly one of them, or not a positive finite number.
     """
 
     params: float | int | None = None
     macs: float | int | None = None
+    latency: float | None = None
+    latency_ms: float | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("params", "macs") if getattr(self, name) is not None]
+        known = [field.name for field in dataclasses.fields(self)]
+        given = [name for name in known if getattr(self, name) is not None]
         if len(given) != 1:
-            raise BudgetError(f"give exactly one of params= and macs=, got {given or 'none'}")
-        value = getattr(self, given[0])
+            raise BudgetError(f"give exactly one of {', '.join(known)}, got {given or 'none'}")
+        (name,) = given
+        value = getattr(self, name)
         if hasattr(value, "__index__") and not isinstance(value, bool):
             value = operator.index(value)  # NumPy's integers too
-            object.__setattr__(self, given[0], value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise BudgetError(f"{given[0]} must be a finite number, got {value!r}")
+            raise BudgetError(f"{name} must be a finite number, got {value!r}")
         if value <= 0:
-            raise BudgetError(f"{given[0]} must be positive, got {value}")
-        if isinstance(value, float) and value > 1:
-            raise BudgetError(f"{given[0]} must be a fraction in (0, 1] or an int count, got {value}")
+            raise BudgetError(f"{name} must be positive, got {value}")
+        if name.startswith("latency"):
+            value = float(value)
+        if isinstance(value, float) and value > 1 and name != "latency_ms":
+            count = "" if name == "latency" else " or an int count"
+            raise BudgetError(f"{name} must be a fraction in (0, 1]{count}, got {value}")
+        object.__setattr__(self, name, value)
 
     @property
     def cost(self) -> str:
-        """What is bounded: ``"params"`` or ``"macs"``."""
-        return "params" if self.params is not None else "macs"
+        """What is bounded: ``"params"``, ``"macs"`` or ``"latency"``."""
+        return self._given.removesuffix("_ms")
+
+    @property
+    def _given(self) -> str:
+        return next(f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None)
 
     def limit(self, total: int) -> int:
-        """Largest cost allowed to a model that costs ``total``."""
-        value: float | int = getattr(self, self.cost)
+        """Largest cost allowed to a model that costs ``total``; for latency in nanoseconds."""
+        value: float | int = getattr(self, self._given)
+        if self.latency_ms is not None:
+            return math.floor(1e6 * value)
         return math.floor(value * total) if isinstance(value, float) else value
 
     def __str__(self) -> str:
-        return f"{self.cost}={getattr(self, self.cost)}"
+        return f"{self._given}={getattr(self, self._given)}"
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     left_alone: tuple[LeftAlone, ...] = ()
     tradeoff: tuple[Tradeoff, ...] = ()
+    latency: int = 0  # nanoseconds of one forward of the whole model, before; 0: not measured
 
     def __post_init__(self) -> None:
         names = [entry.layer.name for entry in self.layers]
@@ -117,6 +133,15 @@ class Plan:
     def macs_after(self) -> int:
         """Multiply-accumulates of the whole model for one sample once the plan is applied."""
         return self.macs - sum(entry.layer.macs - entry.choice.macs for entry in self.layers)
+
+    @property
+    def latency_after(self) -> int:
+        """Nanoseconds of one forward of the whole model once the plan is applied, from the layers' times.
+
+        Layers whose choice was not measured count as they were.
+        """
+        measured = (entry for entry in self.layers if entry.choice.latency)
+        return self.latency - sum(entry.layer.latency - entry.choice.latency for entry in measured)
 
     @property
     def error(self) -> float:
@@ -191,6 +216,7 @@ class Plan:
     def __str__(self) -> str:
         width = max([len("layer"), *(len(entry.layer.name) for entry in self)])
         rows = [f"{'layer':<{width}}  {'weight':<16} {'choice':<32} {'params':>18} {'error':>8}"]
+        rows[0] += f" {'ms':>16}" if self.latency else ""
         for entry in self:
             shape = "x".join(map(str, entry.layer.weight_shape))
             size = f"{entry.layer.params} -> {entry.choice.params}"
@@ -198,11 +224,20 @@ class Plan:
             rows.append(
                 f"{entry.layer.name:<{width}}  {shape:<16} {choice:<32} {size:>18} {entry.choice.error:>8.4f}"
             )
+            if self.latency:
+                rows[-1] += f" {_ms(entry.layer.latency):>6} -> {_ms(entry.choice.latency):>6}"
         rows += [f"left alone: {item.name} ({item.kind}): {item.reason}" for item in self.left_alone]
         kept = f"params {self.params} -> {self.params_after} ({self.params_after / max(self.params, 1):.3f})"
         if self.macs:
             kept += f", macs {self.macs} -> {self.macs_after} ({self.macs_after / self.macs:.3f})"
+        if self.latency:
+            kept += f", {_ms(self.latency)} -> {_ms(self.latency_after)} ms measured"
+            kept += f" ({self.latency_after / self.latency:.3f})"
         return "\n".join([f"{self.recipe}, budget {self.budget}", *rows, kept])
+
+
+def _ms(nanoseconds: int) -> str:
+    return f"{nanoseconds / 1e6:.3f}"
 
 
 def to_plain(value: Any) -> Any:
