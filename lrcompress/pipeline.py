@@ -100,9 +100,10 @@ def _least(tables: list[OptionTable], cost: str) -> int:
 def _check_reachable(budget: Budget, tables: list[OptionTable], fixed: int, total: int) -> None:
     """Refuse a budget below the cheapest options and what is left alone."""
     least = fixed + _least(tables, budget.cost)
+    unit = "nanoseconds" if budget.cost == "latency" else budget.cost
     if least > budget.limit(total):
         raise BudgetError(
-            f"budget {budget} allows {budget.limit(total)} {budget.cost}, the least possible is {least} of "
+            f"budget {budget} allows {budget.limit(total)} {unit}, the least possible is {least} of "
             f"{total} ({math.ceil(1e4 * least / max(total, 1)) / 1e4}); {fixed} of them are left alone"
         )
 

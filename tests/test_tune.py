@@ -46,16 +46,13 @@ def small() -> tuple[nn.Module, lrc.Plan, nn.Module]:
 def clocked(monkeypatch, layers, models):
     """Let the clock show these seconds: of the three ways, and of the whole models in their order."""
 
-    def fake(runs, device, seconds):
-        for run in runs.values():
-            run()
-        return (
-            {name: layers[name] for name in runs}
-            if "composed" in runs
-            else dict(zip(runs, models, strict=True))
-        )
+    def fake_layers(model, variants, inputs, device, seconds, progress):
+        for done in range(4):
+            progress(done + 1, 4)
+        return {way: {key: [layers[way]] for key in modules} for way, modules in variants.items()}
 
-    monkeypatch.setattr(tuning, "seconds_in_turn", fake)
+    monkeypatch.setattr(tuning, "seconds_of_layers", fake_layers)
+    monkeypatch.setattr(tuning, "seconds_of_models", lambda found, *_: dict(zip(found, models, strict=True)))
 
 
 X = torch.linspace(-1, 1, 2 * 4 * 8 * 8).reshape(2, 4, 8, 8)
@@ -111,8 +108,8 @@ def test_the_fastest_is_kept(monkeypatch, small, models, form, expected):
 
 
 def test_a_measured_tuning_is_consistent(monkeypatch, small):
-    monkeypatch.setattr(tuning, "_MODEL_SECONDS", 0.0)
-    monkeypatch.setattr(tuning, "_LAYER_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "_MODELS_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "_LAYERS_SECONDS", 0.0)
     model, _, _ = small
     fast, found = lrc.tune(model, X)
     assert found.after <= found.before
@@ -120,42 +117,80 @@ def test_a_measured_tuning_is_consistent(monkeypatch, small):
     for layer in found.layers:
         assert min(layer.composed, layer.merged) > 0
     assert found.layers[0].fused > 0
-    assert "conv" in str(found)
     assert str(found).splitlines()[0] == f"{found.device}, {found.threads} threads, float32[2, 4, 8, 8]"
+    assert str(found).splitlines()[2].startswith("conv ")
     with torch.no_grad():
         torch.testing.assert_close(fast(X), model(X))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in fast.modules())
 
 
-def test_the_clock_orders_calls_and_repeats_short_ones():
-    def busy(seconds):
-        end = time.perf_counter() + seconds
+def test_a_bare_layer_is_tuned():
+    layer, x = lrc.nn.LowRankLinear(16, 8, 2), torch.randn(3, 16)
+    fast, found = lrc.tune(layer, x)
+    assert [each.name for each in found.layers] == [""]
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), layer(x))
+
+
+class Busy(nn.Module):
+    """Work for some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds, self.calls = seconds, 0
+
+    def forward(self, x):
+        self.calls += 1
+        end = time.perf_counter() + self.seconds
         while time.perf_counter() < end:
             pass
-
-    calls = {"none": 0}
-
-    def count():
-        calls["none"] += 1
-
-    found = clock.seconds_in_turn(
-        {"long": lambda: busy(2e-3), "short": lambda: busy(5e-4), "none": count}, CPU, 0
-    )
-    assert found["none"] < found["short"] < found["long"]
-    assert found["long"] >= 2e-3
-    assert calls["none"] > 100
+        return x
 
 
-def test_layers_alike_are_timed_once(monkeypatch):
+def test_the_clock_sees_what_each_model_and_layer_takes():
+    models = {"long": Busy(4e-3), "short": Busy(1e-3)}
+    found = clock.seconds_of_models(models, X, CPU, 0)
+    assert found["short"] < found["long"]
+    assert found["long"] >= 4e-3
+    assert models["long"].calls == models["short"].calls == 6  # one warms up
+
+    shared = Busy(0)
+    model = nn.Sequential(shared, nn.ReLU(), shared, Busy(0)).train()
+    variants = {
+        "slow": {"0": Busy(2e-3), "3": Busy(1e-3)},
+        "fast": {"0": Busy(5e-4)},
+    }
+    steps = []
+    seen = clock.seconds_of_layers(model, variants, X, CPU, 0, lambda done, of: steps.append((done, of)))
+    assert min(seen["slow"]["0"]) >= 4e-3  # called twice
+    assert 1e-3 <= min(seen["slow"]["3"]) < min(seen["slow"]["0"])
+    assert 1e-3 <= min(seen["fast"]["0"]) < min(seen["slow"]["0"])
+    assert min(seen["slow"][""]) >= 5e-3
+    assert steps == [(i, 5) for i in range(1, 6)]
+    assert model[0] is model[2] is shared
+    assert model.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for v in variants.values() for m in v.values())
+
+
+def test_the_clock_puts_the_model_back_after_an_error():
+    own = nn.Linear(4, 4)
+    model = nn.Sequential(own)
+    with pytest.raises(RuntimeError, match="shape"):
+        clock.seconds_of_layers(model, {"wrong": {"0": nn.Linear(5, 5)}}, torch.randn(2, 4), CPU, 0)
+    assert model[0] is own
+
+
+def test_layers_alike_share_their_times(monkeypatch):
     model = nn.Sequential(*(lrc.nn.LowRankLinear(8, 8, 2) for _ in range(3)), lrc.nn.LowRankLinear(8, 8, 3))
-    timed = []
-    monkeypatch.setattr(
-        tuning,
-        "seconds_in_turn",
-        lambda runs, *_: (timed.append(list(runs)), {name: 1.0 + i for i, name in enumerate(runs)})[1],
-    )
+    seconds = {"0": 1.0, "1": 3.0, "2": 2.0, "3": 9.0}
+
+    def fake(model, variants, *_):
+        return {way: {name: [seconds[name]] for name in modules} for way, modules in variants.items()}
+
+    monkeypatch.setattr(tuning, "seconds_of_layers", fake)
+    monkeypatch.setattr(tuning, "_MODELS_SECONDS", 0.0)
     _, found = lrc.tune(model, torch.randn(4, 8))
-    assert len(found.layers) == 4
-    assert len([names for names in timed if "merged" in names]) == 2
+    assert [layer.composed for layer in found.layers] == [2.0, 2.0, 2.0, 9.0]
 
 
 def test_nothing_factored_is_said():

@@ -1,7 +1,7 @@
 """Time layers and models on the device that they are on."""
 
-from lrcompress.measure.clock import Progress, device_name, seconds_in_turn
+from lrcompress.measure.clock import Progress, device_name, seconds_of_layers, seconds_of_models
 from lrcompress.measure.options import timed_options
 from lrcompress.measure.tuning import tune
 
-__all__ = ["Progress", "device_name", "seconds_in_turn", "timed_options", "tune"]
+__all__ = ["Progress", "device_name", "seconds_of_layers", "seconds_of_models", "timed_options", "tune"]

@@ -1,4 +1,4 @@
-"""Seconds of several calls, measured side by side."""
+"""Seconds of whole models and of their layers, measured side by side."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+
+from lrcompress import calibrate, rewrite
 
 Progress = Callable[[int, int], None]  # steps done, all steps
+Mark = Any  # a point in time: seconds, or an event on the GPU's own clock
 
-_SAMPLE = 2e-4  # seconds that one sample lasts at least: far above the clock's own cost and resolution
-_ROUNDS = (5, 40)  # at least, at most
+_ROUNDS = (5, 40)  # at least, at most; one more warms up
 
 
 def device_name(device: torch.device) -> str:
@@ -31,43 +36,119 @@ def device_name(device: torch.device) -> str:
     return f"{name or platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def seconds_in_turn(
-    runs: Mapping[str, Callable[[], object]],
+def seconds_of_models(
+    models: Mapping[str, nn.Module],
+    inputs: Any,
     device: torch.device,
     seconds: float,  # to spend on all of them together, about
 ) -> dict[str, float]:
-    """Return the median seconds of each call.
+    """Return the median seconds of one forward of each model in inference, all run in turn."""
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(calibrate.inference(model))
+        found = _rounds({name: _runner(model, inputs, device, {}) for name, model in models.items()}, seconds)
+    return {name: statistics.median(sample[""] for sample in samples) for name, samples in found.items()}
 
-    All run in turn, round after round, so that a slower or faster minute of the machine meets all of them.
-    A short call is repeated within a sample.
+
+def seconds_of_layers(
+    model: nn.Module,  # changed meanwhile, then put back
+    variants: Mapping[str, Mapping[str, nn.Module]],  # variant -> layer's name -> module in its place
+    inputs: Any,
+    device: torch.device,
+    seconds: float,  # to spend on all of them together, about
+    progress: Progress | None = None,
+) -> dict[str, dict[str, list[float]]]:  # variant -> layer -> samples; "" is the whole model
+    """Time layers inside the running model: caches, memory and layouts are then those of real use.
+
+    Each variant of the model runs in turn, round after round, so that a slower or faster minute of the
+    machine meets all of them. A layer's sample is the sum over its calls in one forward.
     """
-    repeats = {name: _repeats(run, device) for name, run in runs.items()}
-    start = time.perf_counter()
-    samples = {name: [_seconds(run, device, repeats[name])] for name, run in runs.items()}
-    round_of_all = max(time.perf_counter() - start, 1e-9)
-    for _ in range(min(max(math.ceil(seconds / round_of_all), _ROUNDS[0]), _ROUNDS[1]) - 1):
-        for name, run in runs.items():
-            samples[name].append(_seconds(run, device, repeats[name]))
-    return {name: statistics.median(found) for name, found in samples.items()}
+    holder = nn.ModuleList([model])  # so that the model itself may be the layer
+    runs: dict[str, Callable[[], dict[str, float]]] = {}
+    for variant, modules in variants.items():
+        named = {".".join(filter(None, ("0", name))): module for name, module in modules.items()}
+
+        def run(named: dict[str, nn.Module] = named, timed: Mapping[str, nn.Module] = modules) -> Any:
+            with rewrite.swapped_in(holder, named):
+                return _runner(holder[0], inputs, device, timed)()
+
+        runs[variant] = run
+    with calibrate.inference(model):
+        found = _rounds(runs, seconds, progress)
+    return {
+        variant: {name: [s[name] for s in samples if name in s] for name in ("", *variants[variant])}
+        for variant, samples in found.items()
+    }
 
 
-def _repeats(run: Callable[[], object], device: torch.device) -> int:
-    """Warm up, and return how often the call must run for one sample."""
-    run()
-    return max(1, math.ceil(_SAMPLE / max(_seconds(run, device, 1), 1e-7)))
-
-
-def _seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Return the mean time of some calls in a row."""
-    if device.type == "cuda":
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        for _ in range(repeats):
-            run()
-        after.record()
-        after.synchronize()
-        return float(before.elapsed_time(after)) / 1e3 / repeats
-    start = time.perf_counter()
-    for _ in range(repeats):
+def _rounds(
+    runs: Mapping[str, Callable[[], dict[str, float]]], seconds: float, progress: Progress | None = None
+) -> dict[str, list[dict[str, float]]]:
+    """Run all once to warm up, then in turn for about the given time; return the samples of each."""
+    for run in runs.values():
         run()
-    return (time.perf_counter() - start) / repeats
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    rounds, done, start = _ROUNDS[0], 0, time.perf_counter()
+    while done < rounds:
+        for name, run in runs.items():
+            found[name].append(run())
+        done += 1
+        if done == 1:
+            wanted = math.ceil(seconds / max(time.perf_counter() - start, 1e-9))
+            rounds = min(max(wanted, _ROUNDS[0]), _ROUNDS[1])
+        if progress:
+            progress(done, rounds)
+    return found
+
+
+def _runner(
+    model: nn.Module, inputs: Any, device: torch.device, timed: Mapping[str, nn.Module]
+) -> Callable[[], dict[str, float]]:
+    """Return a call that runs the model, and gives the seconds of it (``""``) and of some of its modules."""
+
+    def run() -> dict[str, float]:
+        marks: dict[str, list[Mark]] = {"": []}
+        with _marking(timed, marks, device):
+            marks[""].append(_mark(device))
+            calibrate.run(model, inputs)
+            marks[""].append(_mark(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return {name: _elapsed(points) for name, points in marks.items()}
+
+    return run
+
+
+@contextmanager
+def _marking(
+    modules: Mapping[str, nn.Module], marks: dict[str, list[Mark]], device: torch.device
+) -> Iterator[None]:
+    """Mark the time before and after every call of the modules."""
+    handles = []
+    for name, module in modules.items():
+
+        def mark(*_: Any, name: str = name) -> None:
+            marks.setdefault(name, []).append(_mark(device))
+
+        handles += [module.register_forward_pre_hook(mark), module.register_forward_hook(mark)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mark(device: torch.device) -> Mark:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _elapsed(marks: list[Mark]) -> float:
+    """Return the seconds between each mark of even index and the next, summed."""
+    pairs = list(zip(marks[::2], marks[1::2], strict=True))
+    if isinstance(marks[0], float):
+        return float(sum(after - before for before, after in pairs))
+    return float(sum(before.elapsed_time(after) for before, after in pairs)) / 1e3

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lrcompress import calibrate, rewrite
-from lrcompress.measure.clock import Progress, seconds_in_turn
+from lrcompress import rewrite
+from lrcompress.measure.clock import Progress, seconds_of_layers
 from lrcompress.types import Layer, LowRank
 from lrcompress.types.options import FloatArray, IntArray, OptionTable
 
-_MODEL_SECONDS = 2.0  # of measuring
-_LAYER_SECONDS = 0.5  # for each distinct layer, its options together; five rounds at least
+_SECONDS = 10.0  # of measuring, about; five rounds at least
 _RANKS = 4  # measured for each scheme and group count: the least, the largest and some between
 _GROUP_COUNTS = 6  # of each scheme, spread evenly over the divisors
 _WIDTH = 8  # of which the channels between the two parts are a multiple: what vectors and tensor cores like
@@ -34,36 +34,34 @@ def timed_options(
 
     Kept are at most six group counts of a scheme, ranks at which ``groups x rank`` is a multiple of 8 (where
     there are such), and of these what is faster than the dense layer. Four ranks are measured for each scheme
-    and group count, as ``apply`` would make the layer, with arbitrary factors; between them the time is
-    interpolated. Layers alike in all that matters are measured once.
+    and group count, with random factors, while the model runs; between them the time is interpolated. Layers
+    alike in all that matters share their times.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    calls: dict[str, list[Tensor]] = {}
+    tables = [_thinned(table) for table in tables]
+    configs = [list(_measured_configs(table)) for table in tables]
+    variants: dict[str, dict[str, nn.Module]] = {"dense": dict(modules)}
+    for i in range(max(map(len, configs), default=0)):
+        variants[str(i)] = {
+            layer.name: rewrite.like(modules[layer.name], chosen[i])
+            for layer, chosen in zip(layers, configs, strict=True)
+            if i < len(chosen)
+        }
+    samples = seconds_of_layers(model, variants, inputs, device, _SECONDS, progress)
+    alike = [(str(modules[x.name]), modules[x.name].weight.dtype, x.calls) for x in layers]
+    timed = []
+    for key, table, chosen in zip(alike, tables, configs, strict=True):
+        same = [layer.name for layer, other in zip(layers, alike, strict=True) if other == key]
 
-    def see(name: str, x: Tensor, y: Tensor) -> None:
-        calls.setdefault(name, []).append(x.clone())
+        def seconds(variant: str, same: list[str] = same) -> float:
+            return statistics.median(s for name in same for s in samples[variant].get(name, ()))
 
-    with calibrate.inference(model):
-        with calibrate.observed(modules, see):
-            calibrate.run(model, inputs)
-        whole = seconds_in_turn({"": lambda: calibrate.run(model, inputs)}, device, _MODEL_SECONDS)[""]
-        known: dict[object, dict[LowRank | None, float]] = {}
-        timed = []
-        for done, (layer, table) in enumerate(zip(layers, tables, strict=True), 1):
-            module, seen = modules[layer.name], calls[layer.name]
-            table = _thinned(table)
-            chosen = list(_measured_configs(table))
-            shapes = tuple((tuple(x.shape), x.stride(), x.dtype) for x in seen)
-            alike = (str(module), module.weight.dtype, module.weight.stride(), shapes, tuple(chosen))
-            if alike not in known:
-                known[alike] = _seconds_of(module, chosen, seen, device)
-            timed.append(_with_latency(table, known[alike]))
-            if progress:
-                progress(done, len(layers))
+        times = {config: seconds(str(i)) for i, config in enumerate(chosen)}
+        timed.append(_with_latency(table, seconds("dense"), times))
     with_times = tuple(
         replace(layer, latency=int(table.latency[0])) for layer, table in zip(layers, timed, strict=True)
     )
-    return _nanoseconds(whole), with_times, timed
+    return _nanoseconds(statistics.median(samples["dense"][""])), with_times, timed
 
 
 def _nanoseconds(seconds: float) -> int:
@@ -97,30 +95,15 @@ def _measured_configs(table: OptionTable) -> Iterator[LowRank]:
         yield from (LowRank(scheme, groups, int(rank)) for rank in ranks[spread])
 
 
-def _seconds_of(
-    module: rewrite.Dense, configs: list[LowRank], inputs: list[Tensor], device: torch.device
-) -> dict[LowRank | None, float]:
-    """Return the seconds of the dense layer (None) and of each configuration, all measured in turn."""
-
-    def calling(layer: nn.Module) -> Callable[[], object]:
-        return lambda: [layer(x) for x in inputs]
-
-    choices: list[LowRank | None] = [None, *configs]
-    made = [module, *(rewrite.like(module, config) for config in configs)]
-    seconds = seconds_in_turn({str(i): calling(m) for i, m in enumerate(made)}, device, _LAYER_SECONDS)
-    return dict(zip(choices, seconds.values(), strict=True))
-
-
-def _with_latency(table: OptionTable, seconds: Mapping[LowRank | None, float]) -> OptionTable:
+def _with_latency(table: OptionTable, dense: float, seconds: Mapping[LowRank, float]) -> OptionTable:
     """Add the column of times, and drop every option that is no faster than the dense layer."""
-    latency: IntArray = np.full(len(table), _nanoseconds(seconds[None]), np.int64)
+    latency: IntArray = np.full(len(table), _nanoseconds(dense), np.int64)
     for scheme, groups in _pairs(table):
         same = (table.scheme == scheme) & (table.groups == groups)
-        known = sorted(
-            (c.rank, t) for c, t in seconds.items() if c and (c.scheme, c.groups) == (scheme, groups)
-        )
+        mine = [(c, t) for c, t in seconds.items() if (c.scheme, c.groups) == (scheme, groups)]
+        known = sorted((config.rank, time) for config, time in mine)
         ranks, times = zip(*known, strict=True)
         between: FloatArray = np.interp(table.rank[same], ranks, times)
         latency[same] = np.maximum(1, np.rint(1e9 * between)).astype(np.int64)
     timed = replace(table, latency=latency)
-    return timed.only((table.groups == 0) | (latency < latency[table.groups == 0].min()))
+    return timed.only((table.groups == 0) | (latency < _nanoseconds(dense)))

@@ -65,6 +65,7 @@ def plan_facts(plan: Plan) -> Facts:
         ("recipe", plan.recipe),
         ("budget", str(plan.budget)),
         *_size_facts(plan.params, plan.params_after, plan.macs, plan.macs_after),
+        *_time_facts(plan),
         ("largest error of a layer", error_text(plan.error)),
     )
 
@@ -86,6 +87,13 @@ def _size_facts(params: int, params_after: int, macs: int, macs_after: int) -> F
     if not macs:  # planned without example inputs
         return facts
     return (*facts, ("MACs a sample", f"{scaled(macs)} -> {scaled(macs_after)} ({kept(macs, macs_after)})"))
+
+
+def _time_facts(plan: Plan) -> Facts:
+    if not plan.latency:
+        return ()
+    before, after = (f"{nanoseconds / 1e6:.3f}" for nanoseconds in (plan.latency, plan.latency_after))
+    return (("time of a forward", f"{before} -> {after} ms ({kept(plan.latency, plan.latency_after)})"),)
 
 
 def layers_sheet(plan: Plan) -> Sheet:

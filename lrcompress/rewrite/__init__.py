@@ -5,7 +5,7 @@ from lrcompress.rewrite.layers import Dense, Factored, check_factored, is_factor
 from lrcompress.rewrite.layout import memory_format_of, memory_formats, set_memory_format
 from lrcompress.rewrite.plain import merge, multiplied_out, unfuse
 from lrcompress.rewrite.survey import check_weight, count_params, describe, left_out, survey
-from lrcompress.rewrite.swap import fill, named_tensors, replaced
+from lrcompress.rewrite.swap import fill, named_tensors, replaced, swapped_in
 from lrcompress.rewrite.ways import tuned
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "replaced",
     "set_memory_format",
     "survey",
+    "swapped_in",
     "tuned",
     "unfuse",
 ]

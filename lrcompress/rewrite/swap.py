@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +34,25 @@ def replaced(model: nn.Module, modules: Mapping[str, nn.Module], hollow: bool = 
             f"the model cannot be copied; make its weights plain parameters first: {error}"
         ) from error
     return copied
+
+
+@contextmanager
+def swapped_in(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put modules in the places of a model's own, wherever it holds them; afterwards put its own back."""
+    new = {id(model.get_submodule(name)): module for name, module in modules.items()}
+    places = [
+        (parent._modules, leaf, child)
+        for parent in model.modules()
+        for leaf, child in parent._modules.items()
+        if id(child) in new
+    ]
+    try:
+        for children, leaf, child in places:
+            children[leaf] = new[id(child)]
+        yield
+    finally:
+        for children, leaf, child in places:
+            children[leaf] = child
 
 
 def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]:
