@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -23,12 +24,16 @@ import lrcompress
 PIPED_WIDTH = 160  # columns of a table that is not shown on a terminal
 
 
-def arguments(description: str, repeats: int) -> argparse.Namespace:
-    """Read --threads, --repeats and --json, and set the threads and the seed."""
+def arguments(
+    description: str, repeats: int, add: Callable[[argparse.ArgumentParser], Any] | None = None
+) -> argparse.Namespace:
+    """Read --threads, --repeats, --json and what ``add`` adds, and set the threads and the seed."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--json", type=Path)
+    if add is not None:
+        add(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -103,8 +108,9 @@ def compared(
 
 
 def publish(title: str, args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table, and write JSON where asked."""
-    print_table(f"{title}, {args.threads} threads", rows)
+    """Print a table for each stretch of rows of equal keys, and write JSON where asked."""
+    for _, alike in itertools.groupby(rows, key=tuple):
+        print_table(f"{title}, {args.threads} threads", list(alike))
     results = {"threads": args.threads, "repeats": args.repeats, "rows": rows, **environment()}
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
