@@ -45,11 +45,17 @@ def choices_repr(activation: Activation, kernel: Kernel) -> str:
 def takes_fused(
     *tensors: Tensor | None,  # the input, the factors, the bias
 ) -> bool:
-    """Say whether a fused op may run on these tensors: inference, on the CPU, float32, and not for export."""
-    given = [t for t in tensors if t is not None]
-    return (
-        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in given)
-        and not torch.is_autocast_enabled("cpu")
-        and not (torch.compiler.is_exporting() or torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
-    )
+    """Say whether a fused op may run on these tensors: inference, on the CPU, float32, and not for export.
+
+    For a backward pass the composition keeps what the op would compute again, and an exported graph must not
+    need an op that its reader does not have. Asked at every call, so written for speed.
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):  # type: ignore[attr-defined,no-untyped-call]
+        return False
+    recorded = torch.is_grad_enabled()
+    for t in tensors:
+        if t is not None and (
+            t.dtype != torch.float32 or t.device.type != "cpu" or (recorded and t.requires_grad)
+        ):
+            return False
+    return True

@@ -158,6 +158,12 @@ class _LowRankConv(nn.Module):
         return text + choices_repr(self.activation, self.kernel)
 
 
+# The layers at which bench/lowrank_conv2d.py has the fused op ahead of two library calls, and no others.
+_FUSED_GROUP_CHANNELS = 16  # at most
+_FUSED_DECODER_SIZE = 1 << 14  # entries of U, at most
+_FUSED_KERNEL_AREAS = range(2, 10)
+
+
 class LowRankConv1d(_LowRankConv):
     """A 1-D convolution in two parts; see ``LowRankConv2d``. Only scheme 0."""
 
@@ -169,11 +175,24 @@ class LowRankConv2d(_LowRankConv):
     """A 2-D convolution in two parts, ``conv(conv(x, V), U) + bias``, a drop-in for ``nn.Conv2d``.
 
     ``rank`` is the rank of each of the ``groups`` slices of an existing group's input channels. Full rank is
-    ``min(out / conv_groups x decoder area, in / conv_groups / groups x encoder area)``.
+    ``min(out / conv_groups x decoder area, in / conv_groups / groups x encoder area)``. ``activation`` comes
+    behind the bias. ``kernel`` says what runs in inference: "fused" wherever ``ops.lowrank_conv2d`` can,
+    "composed" two convolutions, "auto" the one that a benchmark has ahead for such sizes.
     """
 
     axes = 2
     convolve = staticmethod(F.conv2d)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        even = all(before == after for before, after in self.encoder.padding)
+        self._fusable = self.scheme == 0 and self.conv_groups == 1 and self.padding_mode == "zeros" and even
+        self._fused_pays = (
+            self.in_channels // self.groups <= _FUSED_GROUP_CHANNELS
+            and self.U.numel() <= _FUSED_DECODER_SIZE
+            and math.prod(self.kernel_size) in _FUSED_KERNEL_AREAS
+        )
+        self._before = tuple(before for before, _ in self.encoder.padding)
 
     def forward(
         self,
@@ -183,43 +202,17 @@ class LowRankConv2d(_LowRankConv):
         if not self.runs_fused(input):
             return super().forward(input)
         part = self.encoder
-        padding = tuple(before for before, _ in part.padding)
         y = ops.lowrank_conv2d(
-            input, self.U, self.V, self.bias, part.stride, padding, part.dilation, self.groups
+            input, self.U, self.V, self.bias, part.stride, self._before, part.dilation, self.groups
         )
         return activate(y, self.activation)
 
     def runs_fused(self, input: Tensor) -> bool:
-        """Say whether ``ops.lowrank_conv2d`` runs this call: as ``kernel`` says, where the op can.
-
-        For a backward pass the composition keeps what the op would compute again, and an exported graph must
-        not need an op that its reader does not have.
-        """
-        if self.kernel == "composed" or (self.kernel == "auto" and not _known_to_pay(self)):
+        """Say whether ``ops.lowrank_conv2d`` runs this call: as ``kernel`` says, where the op can."""
+        wanted = self._fused_pays if self.kernel == "auto" else self.kernel == "fused"
+        if not (wanted and self._fusable and input.ndim == 4):
             return False
-        return (
-            self.scheme == 0
-            and self.conv_groups == 1
-            and self.padding_mode == "zeros"
-            and all(before == after for before, after in self.encoder.padding)
-            and input.ndim == 4
-            and takes_fused(input, self.U, self.V, self.bias)
-        )
-
-
-# The layers at which bench/lowrank_conv2d.py has the fused op ahead of two library calls, and no others.
-_FUSED_GROUP_CHANNELS = 16  # at most
-_FUSED_DECODER_SIZE = 1 << 14  # entries of U, at most
-_FUSED_KERNEL_AREAS = range(2, 10)
-
-
-def _known_to_pay(layer: LowRankConv2d) -> bool:
-    """Say whether the layer is of a size at which the benchmark has the fused op ahead."""
-    return (
-        layer.in_channels // layer.groups <= _FUSED_GROUP_CHANNELS
-        and layer.U.numel() <= _FUSED_DECODER_SIZE
-        and math.prod(layer.kernel_size) in _FUSED_KERNEL_AREAS
-    )
+        return takes_fused(input, self.U, self.V, self.bias)
 
 
 class LowRankConv3d(_LowRankConv):
