@@ -53,6 +53,7 @@ def test_activations_and_kernels_are_the_same_function(make, shape):
 @every_layer
 @pytest.mark.parametrize("kernel", ["fused", "composed"])
 def test_compile_without_a_graph_break(make, shape, kernel):
+    torch._dynamo.reset()  # all layers of a kind share one code object, which is compiled only so often
     layer, x = make(kernel=kernel, activation="relu"), torch.randn(shape)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x))  # recorded for a backward pass

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcompress import ops
-from lrcompress.nn.choices import Activation, Kernel, activate, check_choices, choices_repr, takes_fused
+from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_repr, takes_fused
+from lrcompress.ops._activations import activate
 from lrcompress.types import encoder_axes
 
 Size = int | Sequence[int]
@@ -201,11 +202,8 @@ class LowRankConv2d(_LowRankConv):
         """Apply the layer."""
         if not self.runs_fused(input):
             return super().forward(input)
-        part = self.encoder
-        y = ops.lowrank_conv2d(
-            input, self.U, self.V, self.bias, part.stride, self._before, part.dilation, self.groups
-        )
-        return activate(y, self.activation)
+        geometry = (self.encoder.stride, self._before, self.encoder.dilation, self.groups)
+        return ops.lowrank_conv2d(input, self.U, self.V, self.bias, *geometry, self.activation)
 
     def runs_fused(self, input: Tensor) -> bool:
         """Say whether ``ops.lowrank_conv2d`` runs this call: as ``kernel`` says, where the op can."""

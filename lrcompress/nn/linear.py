@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrcompress.nn.choices import Activation, Kernel, activate, check_choices, choices_repr
+from lrcompress import ops
+from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_repr, takes_fused
+from lrcompress.ops._activations import activate
+from lrcompress.ops.lowrank_linear import _KERNEL_ROWS
 
 
 class LowRankLinear(nn.Module):
@@ -67,6 +70,8 @@ class LowRankLinear(nn.Module):
         input: Tensor,  # [..., in_features]
     ) -> Tensor:  # [..., out_features]
         """Apply the layer."""
+        if self.runs_fused(input):
+            return ops.lowrank_linear(input, self.U, self.V, self.bias, self.groups, self.activation)
         if self.groups == 1:
             z = F.linear(input, self.V)
         else:
@@ -76,8 +81,10 @@ class LowRankLinear(nn.Module):
         return activate(F.linear(z, self.U, self.bias), self.activation)
 
     def runs_fused(self, input: Tensor) -> bool:
-        """Say whether a fused op runs this call."""
-        return False
+        """Say whether the kernel of ``ops.lowrank_linear`` runs this call: unless composed, for few rows."""
+        if self.kernel == "composed" or not takes_fused(input, self.U, self.V, self.bias):
+            return False
+        return input.numel() <= _KERNEL_ROWS[input.dtype] * self.in_features
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
