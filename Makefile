@@ -56,6 +56,7 @@ bench: build  ## all benchmarks, results into bench/results/
 	$(BIN)/python bench/truncated_svd.py --json bench/results/truncated_svd.json
 	$(BIN)/python bench/lowrank_conv2d.py --json bench/results/lowrank_conv2d.json
 	$(BIN)/python bench/lowrank_linear.py --json bench/results/lowrank_linear.json
+	$(BIN)/python bench/lowrank.py --json bench/results/lowrank.json
 	$(BIN)/python bench/plan.py --json bench/results/plan.json
 
 clean:  ## remove what was built

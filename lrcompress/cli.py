@@ -104,6 +104,13 @@ MacsOption = Annotated[
     str | None,
     typer.Option(metavar="AMOUNT", help="Multiply-accumulates to keep for one sample; needs an input."),
 ]
+LatencyOption = Annotated[
+    str | None,
+    typer.Option(metavar="FRACTION", help="Measured time of a forward to keep, such as 0.6; needs an input."),
+]
+LatencyMsOption = Annotated[
+    str | None, typer.Option(metavar="MS", help="Measured time of a forward in milliseconds; needs an input.")
+]
 PresetOption = Annotated[Preset, typer.Option(help="The method.")]
 ErrorOption = Annotated[
     ErrorKind | None, typer.Option(help="The error that alds minimises; by default released.")
@@ -162,6 +169,8 @@ def plan(
     model: ModelArgument,
     params: ParamsOption = None,
     macs: MacsOption = None,
+    latency: LatencyOption = None,
+    latency_ms: LatencyMsOption = None,
     preset: PresetOption = Preset.alds,
     error: ErrorOption = None,
     ignore: IgnoreOption = None,
@@ -178,7 +187,7 @@ def plan(
     from lrcompress import sources
     from lrcompress.report import plan_table
 
-    budget, recipe = _budget(params, macs), _recipe(preset, error)
+    budget, recipe = _budget(params, macs, latency, latency_ms), _recipe(preset, error)
     network = sources.load_model(model, weights, device)
     examples = sources.load_inputs(network, shapes, inputs, device)
     made = _make_plan(network, budget, recipe, examples, ignore)
@@ -198,6 +207,8 @@ def compress(
     ],
     params: ParamsOption = None,
     macs: MacsOption = None,
+    latency: LatencyOption = None,
+    latency_ms: LatencyMsOption = None,
     plan_file: Annotated[
         Path | None,
         typer.Option("--plan", metavar="PLAN.json", exists=True, help="A plan, in place of a budget."),
@@ -216,14 +227,15 @@ def compress(
     from lrcompress import pipeline, sources
     from lrcompress.report import plan_table
 
-    if plan_file is not None and any((params, macs, error, ignore)):
+    if plan_file is not None and any((params, macs, latency, latency_ms, error, ignore)):
         raise typer.BadParameter("a plan has its budget, error and ignored layers", param_hint="--plan")
     network = sources.load_model(model, weights, device)
     if plan_file is not None:
         made = _read_plan(plan_file)
     else:
         examples = sources.load_inputs(network, shapes, inputs, device)
-        made = _make_plan(network, _budget(params, macs), _recipe(preset, error), examples, ignore)
+        budget = _budget(params, macs, latency, latency_ms)
+        made = _make_plan(network, budget, _recipe(preset, error), examples, ignore)
     with sources.step("compressing"):
         small = pipeline.apply(network, made)  # in a dry run too: it refuses what does not fit
     if not dry_run:
@@ -304,16 +316,18 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _budget(params: str | None, macs: str | None) -> Budget:
+def _budget(params: str | None, macs: str | None, latency: str | None, latency_ms: str | None) -> Budget:
     """Read the budget options; exactly one must be given."""
-    given = {name: text for name, text in (("params", params), ("macs", macs)) if text is not None}
+    options = {"params": params, "macs": macs, "latency": latency, "latency_ms": latency_ms}
+    given = {name: text for name, text in options.items() if text is not None}
     if len(given) != 1:
-        raise typer.BadParameter("give a budget: exactly one of --params and --macs", param_hint="--params")
+        known = "--params, --macs, --latency and --latency-ms"
+        raise typer.BadParameter(f"give a budget: exactly one of {known}", param_hint="--params")
     ((name, text),) = given.items()
     try:
         return Budget(**{name: int(text) if text.isdecimal() else float(text)})
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=f"--{name}") from None
+        raise typer.BadParameter(str(error), param_hint=f"--{name.replace('_', '-')}") from None
 
 
 def _recipe(preset: Preset, error: ErrorKind | None) -> Recipe:

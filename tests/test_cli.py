@@ -116,6 +116,14 @@ def test_budget_in_macs_and_a_count(folder):
     assert plan.params_after <= 9000
 
 
+def test_budget_in_measured_time(folder):
+    for option, size in (("--latency", "1.0"), ("--latency-ms", "1e4")):
+        plan = Plan.from_json(run("plan", "toy:net", option, size, *INPUT, "--json").stdout)
+        assert 0 < plan.latency_after <= plan.latency
+    assert "time of a forward" in run("plan", "toy:net", "--latency", "1.0", *INPUT).stdout
+    assert "needs example_inputs" in refused("plan", "toy:net", "--latency", "0.9")
+
+
 def test_preset_error_and_ignore_reach_the_plan(folder):
     plan = Plan.from_json(
         run("plan", "toy:net", *HALF, "--error", "frobenius", "--ignore", "4", "--json").stdout

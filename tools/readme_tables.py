@@ -97,12 +97,29 @@ def lowrank_conv2d() -> str:
     return f"{table(header, rows)}\n\n{where(results)}"
 
 
+def lowrank() -> str:
+    """Whole networks at half of their MACs."""
+    results = read("lowrank")
+    rows = [
+        [
+            row["network"].replace("[", "").replace("]", "").replace(", 3, 32, 32", ""),
+            *(f"{row[kind]:.2f}" for kind in ("dense", "dense channels_last", "two", "ours", "tuned")),
+            f"{row['dense / tuned']:.2f}",
+        ]
+        for row in results["rows"]
+        if "network" in row
+    ]
+    header = ["ms, batch", "dense", "dense, channels_last", "two calls", "ours", "tuned", "dense / tuned"]
+    return f"{table(header, rows)}\n\n{where(results)}"
+
+
 TABLES = {
     "resnet20": resnet20,
     "singular_values": singular_values,
     "truncated_svd": truncated_svd,
     "plan": plan,
     "lowrank_conv2d": lowrank_conv2d,
+    "lowrank": lowrank,
 }
 
 
