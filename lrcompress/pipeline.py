@@ -46,7 +46,7 @@ def plan(
     *,
     example_inputs: Any = None,  # a tensor, a tuple of positional or a mapping of keyword arguments
     ignore: str | Sequence[str] = (),  # shell patterns of layer names to leave alone
-    progress: measure.Progress | None = None,  # of measuring: called with the layers done, and all of them
+    progress: measure.Progress | None = None,  # of measuring: called with the steps done, and all of them
 ) -> Plan:
     """Choose for every compressible layer how to factor it, or to keep it dense.
 

@@ -180,6 +180,20 @@ def test_the_clock_puts_the_model_back_after_an_error():
     assert model[0] is own
 
 
+def test_a_layer_that_is_no_submodule_cannot_be_timed():
+    class Hiding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = lrc.nn.LowRankLinear(4, 4, 1)
+            self.same = [self.layer]
+
+        def forward(self, x):
+            return self.same[0](x)
+
+    with pytest.raises(lrc.PlanError, match="'layer' cannot be timed"):
+        lrc.tune(Hiding(), torch.randn(2, 4))
+
+
 def test_layers_alike_share_their_times(monkeypatch):
     model = nn.Sequential(*(lrc.nn.LowRankLinear(8, 8, 2) for _ in range(3)), lrc.nn.LowRankLinear(8, 8, 3))
     seconds = {"0": 1.0, "1": 3.0, "2": 2.0, "3": 9.0}

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lrcompress import calibrate, rewrite
+from lrcompress.types import PlanError
 
 Progress = Callable[[int, int], None]  # steps done, all steps
 Mark = Any  # a point in time: seconds, or an event on the GPU's own clock
@@ -62,6 +63,9 @@ def seconds_of_layers(
 
     Each variant of the model runs in turn, round after round, so that a slower or faster minute of the
     machine meets all of them. A layer's sample is the sum over its calls in one forward.
+
+    Raises:
+        PlanError: a layer did not run, because the model calls it from a place that is no submodule.
     """
     holder = nn.ModuleList([model])  # so that the model itself may be the layer
     runs: dict[str, Callable[[], dict[str, float]]] = {}
@@ -75,10 +79,13 @@ def seconds_of_layers(
         runs[variant] = run
     with calibrate.inference(model):
         found = _rounds(runs, seconds, progress)
-    return {
-        variant: {name: [s[name] for s in samples if name in s] for name in ("", *variants[variant])}
-        for variant, samples in found.items()
-    }
+    for variant, samples in found.items():
+        for name in variants[variant]:
+            if name not in samples[0]:
+                raise PlanError(
+                    f"layer {name!r} cannot be timed: the model calls it as no submodule of its own"
+                )
+    return {v: {name: [s[name] for s in found[v]] for name in ("", *variants[v])} for v in found}
 
 
 def _rounds(

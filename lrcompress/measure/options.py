@@ -35,7 +35,8 @@ def timed_options(
     Kept are at most six group counts of a scheme, ranks at which ``groups x rank`` is a multiple of 8 (where
     there are such), and of these what is faster than the dense layer. Four ranks are measured for each scheme
     and group count, with random factors, while the model runs; between them the time is interpolated. Layers
-    alike in all that matters share their times.
+    alike in all that matters share their times. Holds all measured options in memory: up to 24 times the
+    layers' weights for a recipe of many group counts, 4 times for one of one.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tables = [_thinned(table) for table in tables]
@@ -54,7 +55,7 @@ def timed_options(
         same = [layer.name for layer, other in zip(layers, alike, strict=True) if other == key]
 
         def seconds(variant: str, same: list[str] = same) -> float:
-            return statistics.median(s for name in same for s in samples[variant].get(name, ()))
+            return statistics.median(s for name in same for s in samples[variant][name])
 
         times = {config: seconds(str(i)) for i, config in enumerate(chosen)}
         timed.append(_with_latency(table, seconds("dense"), times))

@@ -19,7 +19,9 @@ class LowRankLinear(nn.Module):
     """Apply ``y = U V x + b`` with V block-diagonal over ``groups`` equal slices of the input features.
 
     U is [out_features, groups rank], V is [groups rank, in_features / groups]. Full rank is
-    ``min(out_features, in_features / groups)``. A drop-in for ``nn.Linear``.
+    ``min(out_features, in_features / groups)``. A drop-in for ``nn.Linear``. ``activation`` comes behind the
+    bias. ``kernel`` says what runs in inference: "fused" and "auto" ``ops.lowrank_linear`` where it has a
+    kernel for so few rows, "composed" two products.
     """
 
     def __init__(
