@@ -111,15 +111,15 @@ def test_torch_jit_takes_the_plain_form():
 @pytest.mark.parametrize("unfused", [True, False])
 def test_onnx_runtime_computes_the_same(unfused, tmp_path):
     """Also straight from the factored modules: exported graphs hold library calls only."""
-    onnx = pytest.importorskip("onnx", reason="install onnx and onnxscript to export")
-    pytest.importorskip("onnxscript", reason="install onnxscript to export")
+    onnx = pytest.importorskip("onnx", reason="pip install .[export] exports to ONNX")
+    pytest.importorskip("onnxscript", reason="pip install .[export] exports to ONNX")
     model, x = Net().eval(), torch.randn(2, 4, 9, 8)
     form = lrc.unfuse(copy.deepcopy(model)) if unfused else model
     program = torch.onnx.export(form, (x,), dynamo=True, verbose=False)
     program.save(str(tmp_path / "net.onnx"))
     onnx.checker.check_model(str(tmp_path / "net.onnx"))
     assert {node.domain for node in onnx.load(tmp_path / "net.onnx").graph.node} == {""}
-    runtime = pytest.importorskip("onnxruntime", reason="install onnxruntime to run the exported graph")
+    runtime = pytest.importorskip("onnxruntime", reason="pip install .[export] runs the exported graph")
     session = runtime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-5)
