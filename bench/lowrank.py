@@ -29,6 +29,7 @@ from resnet20_cifar10 import ResNet20, trained
 
 ROTATED = 120 << 20  # bytes of weights on CUDA: more than twice the L2 cache
 CALLS = 20  # in one sample on CUDA
+NETWORK_SECONDS = 4  # for all ways of one network, at least
 OURS = "ours"
 
 
@@ -273,7 +274,8 @@ def network_row(name: str, model: nn.Module, small: nn.Module, x: Tensor, args: 
         methods = {kind: (lambda each=each: each(x)) for kind, each in models.items()}
         if args.compile:
             methods["compiled"] = compiled_network(composed, x)
-        times = timed(methods, x.device.type, args.repeats)
+        once = sum(map(sum, timed(methods, x.device.type, 1).values()))
+        times = timed(methods, x.device.type, max(args.repeats, min(200, round(NETWORK_SECONDS / once))))
     ms = {kind: 1e3 * median_and_spread(seconds)[0] for kind, seconds in times.items()}
     ways = [layer.choice for layer in tuning.layers]
     return {
