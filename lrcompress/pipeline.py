@@ -54,7 +54,8 @@ def plan(
     ``left_alone`` with the reason. ``example_inputs`` are run once, in evaluation mode, to count
     multiply-accumulates. Deterministic, unless the budget is in latency: then the model, its layers and a
     selection of their options are timed on the model's device, an option no faster than its dense layer is
-    never chosen, and ranks are such that ``groups x rank`` is a multiple of 8 where possible.
+    never chosen, and ranks are such that ``groups x rank`` is a multiple of 8 where possible. The time that
+    such a plan predicts is made of the lowest of many noisy measurements: expect somewhat more.
 
     Raises:
         BudgetError: the budget cannot be met; the message says the least possible.
