@@ -23,7 +23,8 @@ def ptxas_report(nvcc: str, source: Path, arch: str) -> str:
     """Compile one file, warnings being errors, and return what ptxas says of each kernel."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-c", source, "-o", Path(folder) / "kernel.o", f"-I{ROOT / 'csrc'}"]
-        command += ["-O3", "-std=c++20", "-Xptxas=-v,-warn-spills", "-Werror=all-warnings"]
+        command += ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xptxas=-v,-warn-spills"]
+        command += ["-Werror=all-warnings"]
         command += [f"-gencode=arch=compute_{arch},code=sm_{arch}"]
         result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if result.returncode != 0:
@@ -42,7 +43,7 @@ def kernel_name(mangled: str) -> str:
     for match in re.finditer(r"(?=(\d+)([a-z]\w*))", mangled):
         length, rest = int(match[1]), match[2]
         if rest[:length].endswith("_kernel"):
-            arguments = re.match(r"I\w+?E", rest[length:])
+            arguments = re.match(r"I\w+?E(?=Ev)", rest[length:])
             return rest[:length] + (arguments[0] if arguments else "")
     return mangled
 
