@@ -15,8 +15,8 @@ on_gpu = [
     ),
 ]
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
-# batch, groups, channels of a group, rank, filters, height, width, kernel, stride, padding, dilation: 1, primes,
-# around the tiles of 64 and 128 pixels and the chunks of 32 terms, and more than one image for each of them.
+# batch, groups, channels of a group, rank, filters, height, width, kernel, stride, padding, dilation:
+# 1, primes, around the tiles of 64 and 128 pixels and the chunks of 32 terms, more than one image of each.
 CONVOLUTIONS = [
     (1, 1, 2, 1, 2, 1, 2, (1, 1), (1, 1), (0, 0), (1, 1)),
     (2, 2, 3, 5, 7, 11, 13, (3, 3), (2, 1), (1, 2), (1, 2)),

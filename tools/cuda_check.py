@@ -89,12 +89,13 @@ def main() -> int:
         budgets = {name: {limit: used[limit] for limit in LIMITS} for name, used in measured.items()}
         BUDGETS.write_text(json.dumps(budgets, indent=2) + "\n")
     budgets = json.loads(BUDGETS.read_text())
-    print(f"{'kernel':45} {'registers':>15} {'stack':>10} {'shared':>10} {'spills':>7}")
+    width = max(len(name) for name in measured)
+    print(f"{'kernel':{width}} {'registers':>15} {'stack':>10} {'shared':>10} {'spills':>7}")
     problems = [f"{name}: in {BUDGETS.name} but not compiled" for name in budgets.keys() - measured.keys()]
     for name, used in measured.items():
         budget = budgets.get(name)
         shown = [f"{used[limit]} / {budget[limit] if budget else '-'}" for limit in LIMITS]
-        print(f"{name:45} {shown[0]:>15} {shown[1]:>10} {shown[2]:>10} {used['spills']:>7}")
+        print(f"{name:{width}} {shown[0]:>15} {shown[1]:>10} {shown[2]:>10} {used['spills']:>7}")
         problems += complaints(name, used, budget)
     print("\n".join(problems) or "all within budget")
     return int(bool(problems))
