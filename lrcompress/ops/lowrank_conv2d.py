@@ -141,7 +141,7 @@ def _run(
     if last and input.is_cuda:
         tile = lowrank_tile(input, shape[0] * shape[2] * shape[3], groups, V.shape[0] // groups)
         if tile is not None:
-            return _run_on_cuda(input, U, V, bias, shape, *geometry, number, tile)
+            return _run_on_cuda(input, U, V, bias, shape, tile, *geometry, number)
     if input.device.type != "cpu" or input.dtype not in _KERNEL_DTYPES:
         # torch convolves no channels with nothing.
         result = _compose(input, U, V, bias, *geometry) if V.numel() else input.new_zeros(shape)
@@ -163,15 +163,21 @@ torch.library.impl(_NAME, "default", _run)
 
 
 def _run_on_cuda(
-    input: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, shape: Sequence[int], *rest: Any
+    input: Tensor,
+    U: Tensor,
+    V: Tensor,
+    bias: Tensor | None,
+    shape: Sequence[int],
+    tile: Sequence[int],
+    *rest: Any,
 ) -> Tensor:
     """Allocate and call the kernel, which wants V as the input is: channels_last."""
     last = torch.channels_last
-    *given, tile = rest
     out = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=last)
     factors = V.contiguous(memory_format=last), U.contiguous(), None if bias is None else bias.contiguous()
+    given: tuple[Any, ...] = (*factors, out, *rest, True, 0, tile)
     with torch.cuda.device(input.device):
-        _C.lowrank_conv2d(input, *factors, out, *given, True, 0, tile)
+        _C.lowrank_conv2d(input, *given)
     return out
 
 
