@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-slow lint format types check asan cuda-check bench clean
+.PHONY: help build demo test test-slow lint format types check asan cuda-check gpu bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ asan:  ## the native ops and the emulated CUDA kernels under ASan, UBSan and TSa
 
 cuda-check: build  ## compile the CUDA kernels; registers, spills and stack against their budgets
 	$(BIN)/python tools/cuda_check.py
+
+gpu: build  ## on a machine with a GPU: correctness, compute-sanitizer, timings
+	$(BIN)/python tools/gpu_check.py
 
 bench: build  ## all benchmarks, results into bench/results/
 	$(BIN)/python bench/singular_values.py --json bench/results/singular_values.json

@@ -59,7 +59,15 @@ def nvcc_command(nvcc: Path, source: str, output: Path) -> list[str]:
     gencode.append(f"-gencode=arch=compute_{ARCHS[-1]},code=compute_{ARCHS[-1]}")
     host = "-fPIC,-fvisibility=hidden,-Wall,-Wextra"
     strict = ["-Werror=all-warnings"] if WERROR else []
-    flags = ["-O3", "-std=c++20", "-lineinfo", "-Xptxas=-warn-spills", f"-Xcompiler={host}", f"-I{CSRC}"]
+    flags = [
+        "-O3",
+        "-std=c++20",
+        "-lineinfo",
+        "--expt-relaxed-constexpr",
+        "-Xptxas=-warn-spills",
+        f"-Xcompiler={host}",
+        f"-I{CSRC}",
+    ]
     return [str(nvcc), "-c", source, "-o", str(output), *flags, *gencode, *strict]
 
 

@@ -68,11 +68,35 @@ void bind_gram(const TensorView& problems, const TensorView& out, std::int64_t t
 // Both axes' stride, padding and dilation come as pairs.
 using Pair = std::array<std::int64_t, 2>;
 
+// Pixels, columns and bytes, as lowrank_tile returns them.
+using Tile = std::array<std::int64_t, 3>;
+
+Tile bind_lowrank_tile(std::int64_t pixels, std::int64_t groups, std::int64_t rank, std::int64_t shared_limit,
+                       std::int64_t multiprocessors) {
+    const LowrankTile tile = choose_tile(pixels, groups, rank, shared_limit, multiprocessors);
+    return {tile.pixels, tile.columns, tile.shared_bytes};
+}
+
+// Calls f(device), or f(device, tile) of a CUDA twin, where there is one for entries of type T.
+template <class T, class F> void dispatch_lowrank(const TensorView& input, const Tile& tile, const F& f) {
+    dispatch(input, [&](auto device) {
+        constexpr bool kCpu = std::is_same_v<decltype(device), Cpu>;
+        if constexpr (kCpu && !std::is_same_v<T, Half>) {
+            f(device);
+        } else if constexpr (!kCpu && !std::is_same_v<T, float>) {
+            f(device, LowrankTile{static_cast<int>(tile[0]), static_cast<int>(tile[1]), tile[2]});
+        } else {
+            throw std::invalid_argument(kCpu ? "factored layers in float16 have no CPU kernel"
+                                             : "factored layers in float32 have no CUDA kernel");
+        }
+    });
+}
+
 template <class T>
 void call_lowrank_conv2d(const TensorView& input, const TensorView& encoder, const TensorView& decoder,
                          const std::optional<TensorView>& bias, const TensorView& out, const Pair& stride,
                          const Pair& padding, const Pair& dilation, std::int64_t groups, int activation,
-                         bool channels_last, int threads) {
+                         bool channels_last, int threads, const Tile& tile) {
     const auto axis = [&](int i) {
         return ConvAxis{.in = input.shape[2 + i],
                         .out = out.shape[2 + i],
@@ -82,7 +106,7 @@ void call_lowrank_conv2d(const TensorView& input, const TensorView& encoder, con
                         .dilation = dilation[i]};
     };
     const LowrankConv2dArgs<T> args{.input = input.as<const T>(channels_last),
-                                    .encoder = encoder.as<const T>(),
+                                    .encoder = encoder.as<const T>(input.device.device_type != kDLCPU),
                                     .decoder = decoder.as<const T>(),
                                     .bias = bias ? bias->as<const T>() : nullptr,
                                     .out = out.as<T>(channels_last),
@@ -96,24 +120,21 @@ void call_lowrank_conv2d(const TensorView& input, const TensorView& encoder, con
                                     .columns = axis(1),
                                     .activation = static_cast<Activation>(activation),
                                     .threads = threads};
-    dispatch(input, [&](auto device) {
-        if constexpr (std::is_same_v<decltype(device), Cpu>) {
-            lowrank_conv2d(device, args);
-        } else {
-            throw std::invalid_argument("lowrank_conv2d runs on CPU tensors only");
-        }
-    });
+    dispatch_lowrank<T>(input, tile,
+                        [&](auto device, auto... tile) { lowrank_conv2d(device, args, tile...); });
 }
 
 template <class... Rest> void bind_lowrank_conv2d(const TensorView& input, Rest... rest) {
     if (input.holds<float>()) return call_lowrank_conv2d<float>(input, rest...);
+    if (input.holds<Half>()) return call_lowrank_conv2d<Half>(input, rest...);
     call_lowrank_conv2d<Bfloat16>(input, rest...);
 }
 
 template <class T>
 void call_lowrank_linear(const TensorView& input, const TensorView& encoder, const TensorView& decoder,
                          const std::optional<TensorView>& bias, const TensorView& out,
-                         const TensorView& hidden, std::int64_t groups, int activation, int threads) {
+                         const TensorView& hidden, std::int64_t groups, int activation, int threads,
+                         const Tile& tile) {
     const LowrankLinearArgs<T> args{.input = input.as<const T>(),
                                     .encoder = encoder.as<const T>(),
                                     .decoder = decoder.as<const T>(),
@@ -127,17 +148,13 @@ void call_lowrank_linear(const TensorView& input, const TensorView& encoder, con
                                     .filters = decoder.shape[0],
                                     .activation = static_cast<Activation>(activation),
                                     .threads = threads};
-    dispatch(input, [&](auto device) {
-        if constexpr (std::is_same_v<decltype(device), Cpu>) {
-            lowrank_linear(device, args);
-        } else {
-            throw std::invalid_argument("lowrank_linear runs on CPU tensors only");
-        }
-    });
+    dispatch_lowrank<T>(input, tile,
+                        [&](auto device, auto... tile) { lowrank_linear(device, args, tile...); });
 }
 
 template <class... Rest> void bind_lowrank_linear(const TensorView& input, Rest... rest) {
     if (input.holds<float>()) return call_lowrank_linear<float>(input, rest...);
+    if (input.holds<Half>()) return call_lowrank_linear<Half>(input, rest...);
     call_lowrank_linear<Bfloat16>(input, rest...);
 }
 
@@ -155,16 +172,22 @@ PYBIND11_MODULE(_C, m) {
           &lrc::bind_lowrank_conv2d<const lrc::TensorView&, const lrc::TensorView&,
                                     const std::optional<lrc::TensorView>&, const lrc::TensorView&,
                                     const lrc::Pair&, const lrc::Pair&, const lrc::Pair&, std::int64_t, int,
-                                    bool, int>,
+                                    bool, int, const lrc::Tile&>,
           py::arg("input"), py::arg("encoder"), py::arg("decoder"), py::arg("bias"), py::arg("out"),
           py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
-          py::arg("activation"), py::arg("channels_last"), py::arg("threads"));
+          py::arg("activation"), py::arg("channels_last"), py::arg("threads"), py::arg("tile") = lrc::Tile{});
     m.def("lowrank_linear",
           &lrc::bind_lowrank_linear<const lrc::TensorView&, const lrc::TensorView&,
                                     const std::optional<lrc::TensorView>&, const lrc::TensorView&,
-                                    const lrc::TensorView&, std::int64_t, int, int>,
+                                    const lrc::TensorView&, std::int64_t, int, int, const lrc::Tile&>,
           py::arg("input"), py::arg("encoder"), py::arg("decoder"), py::arg("bias"), py::arg("out"),
-          py::arg("hidden"), py::arg("groups"), py::arg("activation"), py::arg("threads"));
+          py::arg("hidden"), py::arg("groups"), py::arg("activation"), py::arg("threads"),
+          py::arg("tile") = lrc::Tile{});
+    m.attr("MAX_CUDA_ROWS") = lrc::kMaxCudaRows;
+    m.def("linear_hidden_size", &lrc::linear_hidden_size, py::arg("rows"), py::arg("groups"), py::arg("rank"),
+          py::arg("inside"));
+    m.def("lowrank_tile", &lrc::bind_lowrank_tile, py::arg("pixels"), py::arg("groups"), py::arg("rank"),
+          py::arg("shared_limit"), py::arg("multiprocessors"));
     m.def("symmetric_eigenvalues", &lrc::bind_symmetric_eigenvalues, py::arg("matrices"), py::arg("problems"),
           py::arg("values"), py::arg("max_side"), py::arg("threads"));
 }

@@ -21,10 +21,16 @@ struct Cuda {
 
 #define LRC_INLINE inline __attribute__((always_inline))
 
-// Before a short loop of constant length. nvcc and clang unroll those by themselves and do not know the
-// pragma.
-#if defined(__CUDACC__) || defined(__clang__)
+// Before a short loop of constant length, to keep arrays that it indexes in registers. clang, and nvcc for
+// the host, unroll those by themselves and do not know the pragma. And before a loop whose body is large
+// enough.
+#if defined(__CUDA_ARCH__)
+#define LRC_UNROLL _Pragma("unroll")
+#define LRC_KEEP_LOOP _Pragma("unroll 1")
+#elif defined(__CUDACC__) || defined(__clang__)
 #define LRC_UNROLL
+#define LRC_KEEP_LOOP
 #else
 #define LRC_UNROLL _Pragma("GCC unroll 16")
+#define LRC_KEEP_LOOP
 #endif

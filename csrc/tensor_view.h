@@ -58,7 +58,8 @@ struct TensorView {
     // has any layout.
     template <class T> T* as(bool channels_last = false) const {
         static_assert(std::is_floating_point_v<T> || std::is_integral_v<T> ||
-                      std::is_same_v<std::remove_const_t<T>, Bfloat16>);
+                      std::is_same_v<std::remove_const_t<T>, Bfloat16> ||
+                      std::is_same_v<std::remove_const_t<T>, Half>);
         const bool empty = std::find(shape.begin(), shape.begin() + ndim, 0) != shape.begin() + ndim;
         if (!holds<T>() || !(empty || (channels_last ? is_channels_last() : is_contiguous()))) {
             throw std::invalid_argument("expected a contiguous tensor of " + std::to_string(8 * sizeof(T)) +

@@ -11,6 +11,7 @@ class BuildInfo(TypedDict):
     openmp: bool
 
 MAX_CUDA_SIDE: int
+MAX_CUDA_ROWS: int
 
 def build_info() -> BuildInfo: ...
 def gram_tiles(side: int) -> int: ...
@@ -28,6 +29,7 @@ def lowrank_conv2d(
     activation: int,
     channels_last: bool,
     threads: int,
+    tile: Sequence[int] = ...,
 ) -> None: ...
 def lowrank_linear(
     input: Tensor,
@@ -39,7 +41,12 @@ def lowrank_linear(
     groups: int,
     activation: int,
     threads: int,
+    tile: Sequence[int] = ...,
 ) -> None: ...
+def linear_hidden_size(rows: int, groups: int, rank: int, inside: int) -> int: ...
+def lowrank_tile(
+    pixels: int, groups: int, rank: int, shared_limit: int, multiprocessors: int
+) -> list[int]: ...
 def symmetric_eigenvalues(
     matrices: Tensor, problems: Tensor, values: Tensor, max_side: int, threads: int
 ) -> None: ...

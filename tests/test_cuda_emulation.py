@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests" / "csrc"
 OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
 OBJECTS = ROOT / "build" / "csrc" / "ubsan"
-BARRIER = "__syncthreads();"
+# What makes threads wait: for each other, or for their copies to shared memory.
+BARRIER = re.compile(r"__sync(?:threads|warp)\(\);|wait_for_copies<[^>]*>\(\);")
 # Above the 32 rows of one warp, where most barriers begin to matter, and small enough to be quick.
 MUTANT_SIDE = "64"
 
@@ -52,15 +53,19 @@ def test_emulation_stops_broken_kernels(sanitized_programs: Path, kernel: str, m
 def test_every_barrier_of_the_kernel_is_needed(sanitized_programs: Path, tmp_path: Path, op: str) -> None:
     """Remove one barrier at a time: the emulated tests must fail."""
     source = (ROOT / "csrc" / "cuda" / f"{op}.cu").read_text()
-    barriers = [match.start() for match in re.finditer(re.escape(BARRIER), source)]
-    objects = [sanitized_programs / f"test_{op}_emulated.o", *(sanitized_programs / "cpu").glob("*.o")]
+    barriers = list(BARRIER.finditer(source))
+    others = [path for path in (sanitized_programs / "cuda").glob("*.o") if path.stem != op]
+    objects = [
+        sanitized_programs / f"test_{op}_emulated.o",
+        *(sanitized_programs / "cpu").glob("*.o"),
+        *others,
+    ]
     includes = [f"-I{ROOT / 'csrc'}", f"-I{TESTS / 'emulation'}"]
     flags = ["-O1", "-std=c++20", "-w", "-fsanitize=undefined", *includes]
 
     def caught(number: int) -> bool:
-        at = barriers[number]
         mutant = tmp_path / f"without_barrier_{number}.cu"
-        mutant.write_text(source[:at] + source[at + len(BARRIER) :])
+        mutant.write_text(source[: barriers[number].start()] + source[barriers[number].end() :])
         program = mutant.with_suffix("")
         built = run("g++", *flags, "-x", "c++", mutant, "-x", "none", *objects, "-o", program)
         assert built.returncode == 0, built.stderr
@@ -69,5 +74,7 @@ def test_every_barrier_of_the_kernel_is_needed(sanitized_programs: Path, tmp_pat
     with ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(caught, range(len(barriers))))
     assert barriers
-    survivors = [source[: barriers[i]].count("\n") + 1 for i, found in enumerate(outcomes) if not found]
+    survivors = [
+        source[: barriers[i].start()].count("\n") + 1 for i, found in enumerate(outcomes) if not found
+    ]
     assert not survivors, f"lines whose barrier nobody misses: {survivors}"

@@ -23,7 +23,8 @@ def ptxas_report(nvcc: str, source: Path, arch: str) -> str:
     """Compile one file, warnings being errors, and return what ptxas says of each kernel."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-c", source, "-o", Path(folder) / "kernel.o", f"-I{ROOT / 'csrc'}"]
-        command += ["-O3", "-std=c++20", "-Xptxas=-v,-warn-spills", "-Werror=all-warnings"]
+        command += ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xptxas=-v,-warn-spills"]
+        command += ["-Werror=all-warnings"]
         command += [f"-gencode=arch=compute_{arch},code=sm_{arch}"]
         result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if result.returncode != 0:
@@ -42,7 +43,7 @@ def kernel_name(mangled: str) -> str:
     for match in re.finditer(r"(?=(\d+)([a-z]\w*))", mangled):
         length, rest = int(match[1]), match[2]
         if rest[:length].endswith("_kernel"):
-            arguments = re.match(r"I\w+?E", rest[length:])
+            arguments = re.match(r"I\w+?E(?=Ev)", rest[length:])
             return rest[:length] + (arguments[0] if arguments else "")
     return mangled
 
@@ -88,12 +89,13 @@ def main() -> int:
         budgets = {name: {limit: used[limit] for limit in LIMITS} for name, used in measured.items()}
         BUDGETS.write_text(json.dumps(budgets, indent=2) + "\n")
     budgets = json.loads(BUDGETS.read_text())
-    print(f"{'kernel':45} {'registers':>15} {'stack':>10} {'shared':>10} {'spills':>7}")
+    width = max(len(name) for name in measured)
+    print(f"{'kernel':{width}} {'registers':>15} {'stack':>10} {'shared':>10} {'spills':>7}")
     problems = [f"{name}: in {BUDGETS.name} but not compiled" for name in budgets.keys() - measured.keys()]
     for name, used in measured.items():
         budget = budgets.get(name)
         shown = [f"{used[limit]} / {budget[limit] if budget else '-'}" for limit in LIMITS]
-        print(f"{name:45} {shown[0]:>15} {shown[1]:>10} {shown[2]:>10} {used['spills']:>7}")
+        print(f"{name:{width}} {shown[0]:>15} {shown[1]:>10} {shown[2]:>10} {used['spills']:>7}")
         problems += complaints(name, used, budget)
     print("\n".join(problems) or "all within budget")
     return int(bool(problems))

@@ -6,6 +6,7 @@
 #include "device.h"
 #include "math/activation.h"
 #include "math/floats.h"
+#include "ops/lowrank_tile.h"
 
 namespace lrc {
 
@@ -45,7 +46,9 @@ template <class T> struct LowrankConv2dArgs {
 
 // For T = float and Bfloat16.
 template <class T> void lowrank_conv2d(Cpu device, const LowrankConv2dArgs<T>& args);
-// For T = Bfloat16 and Half.
-template <class T> void lowrank_conv2d(Cuda device, const LowrankConv2dArgs<T>& args);
+// For T = Bfloat16 and Half, channels_last, z rounded to T, and V lying as [groups rank, rows.kernel,
+// columns.kernel, channels / groups]. `tile` is what choose_tile gives for these sizes and the device.
+template <class T>
+void lowrank_conv2d(Cuda device, const LowrankConv2dArgs<T>& args, const LowrankTile& tile);
 
 }  // namespace lrc

@@ -1,4 +1,4 @@
-"""A factored 2-D convolution in one pass over each image, on the CPU."""
+"""A factored 2-D convolution in one pass over each image."""
 
 import functools
 import math
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lrcompress import _C
 from lrcompress.ops._activations import activate, activation_backward, activation_number
+from lrcompress.ops._cuda import lowrank_tile
 from lrcompress.ops._eager import is_plain_inference
 
 # Not custom_op, whose wrapper takes some 20 us a call: as long as a small layer.
@@ -40,7 +41,9 @@ def lowrank_conv2d(
 
     ``activation`` is none, relu, gelu (the exact one) or silu. On the CPU in float32 and bfloat16 this is one
     kernel that sums in float32: the same image gives the same bits in any batch and for any number of
-    threads. Elsewhere it is two convolutions of torch. Inputs that are neither contiguous nor channels_last
+    threads. On CUDA channels_last images in bfloat16 and float16 run as one kernel, which rounds
+    ``conv2d(input, V)`` to the dtype as two calls do, if that fits the shared memory of a block. Elsewhere
+    it is two convolutions of torch. Inputs that are neither contiguous nor channels_last
     are copied. Differentiable, but the backward pass computes ``conv2d(input, V)`` again.
 
     Raises:
@@ -135,6 +138,10 @@ def _run(
     geometry = tuple(stride), tuple(padding), tuple(dilation), groups
     shape = _known_out_shape(input.shape, U.shape, V.shape, bias_shape, *geometry)
     last = _is_channels_last(input)
+    if last and input.is_cuda:
+        tile = lowrank_tile(input, shape[0] * shape[2] * shape[3], groups, V.shape[0] // groups)
+        if tile is not None:
+            return _run_on_cuda(input, U, V, bias, shape, tile, *geometry, number)
     if input.device.type != "cpu" or input.dtype not in _KERNEL_DTYPES:
         # torch convolves no channels with nothing.
         result = _compose(input, U, V, bias, *geometry) if V.numel() else input.new_zeros(shape)
@@ -153,6 +160,25 @@ def _run(
 
 
 torch.library.impl(_NAME, "default", _run)
+
+
+def _run_on_cuda(
+    input: Tensor,
+    U: Tensor,
+    V: Tensor,
+    bias: Tensor | None,
+    shape: Sequence[int],
+    tile: Sequence[int],
+    *rest: Any,
+) -> Tensor:
+    """Allocate and call the kernel, which wants V as the input is: channels_last."""
+    last = torch.channels_last
+    out = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=last)
+    factors = V.contiguous(memory_format=last), U.contiguous(), None if bias is None else bias.contiguous()
+    given: tuple[Any, ...] = (*factors, out, *rest, True, 0, tile)
+    with torch.cuda.device(input.device):
+        _C.lowrank_conv2d(input, *given)
+    return out
 
 
 def _compose(input: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:

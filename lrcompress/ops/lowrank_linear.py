@@ -1,4 +1,4 @@
-"""A factored linear layer: for few rows both products in one kernel on the CPU."""
+"""A factored linear layer: both products in one call for few rows, and on CUDA for small ranks."""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from lrcompress import _C
 from lrcompress.ops._activations import activate, activation_backward, activation_number
+from lrcompress.ops._cuda import has_kernels, lowrank_tile
 from lrcompress.ops._eager import is_plain_inference
 
 _NAME = "lrcompress::lowrank_linear"
@@ -23,6 +24,11 @@ _KERNEL_ROWS_WIDE = 16  # the same from this many rows of V on
 _WIDE = 256
 _KERNEL_ROWS_BFLOAT16 = 128  # where the library has no instructions for bfloat16, else as in float32
 _NATIVE_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+# On CUDA: few rows, whose time is that of reading the weights; or enough rows for a tile of a tensor core
+# product, of a rank at which reading V and U again for each tile costs less than storing V x.
+_CUDA_FEW_ROWS: int = _C.MAX_CUDA_ROWS
+_CUDA_MANY_ROWS = 64
+_CUDA_INNER = 256
 
 
 def lowrank_linear(
@@ -36,8 +42,9 @@ def lowrank_linear(
     """Compute ``activation(U V x + bias)`` with V block-diagonal over equal slices of the input features.
 
     ``activation`` is none, relu, gelu (the exact one) or silu. Few rows on the CPU, in float32 and bfloat16,
-    run as one kernel that sums in float32; elsewhere these are two products of torch. Differentiable, but the
-    backward pass computes ``V x`` again.
+    run as one kernel that sums in float32; elsewhere these are two products of torch. On CUDA kernels take
+    bfloat16 and float16, for at most 16 rows, or for at least 64 of an inner size of at most 256; they round
+    ``V x`` to the dtype, as two calls do. Differentiable, but the backward pass computes ``V x`` again.
 
     Raises:
         ValueError: A dtype, shape or device is not as annotated.
@@ -78,6 +85,10 @@ def _run(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, acti
     number = activation_number(activation)
     *batch, features = x.shape
     rows = math.prod(batch)
+    if x.is_cuda:
+        tile = _cuda_tile(x, V, rows, groups)
+        if tile is not None:
+            return _run_on_cuda(x, U, V, bias, groups, number, tile)
     if not _has_kernel(x, V.shape[0], rows):
         return activate(_compose(x, U, V, bias, groups), activation).contiguous()
     out = x.new_empty((*batch, U.shape[0]))
@@ -99,6 +110,30 @@ def _has_kernel(x: Tensor, inner: int, rows: int) -> bool:
     if x.dtype == torch.bfloat16 and not _NATIVE_BFLOAT16:
         return rows <= _KERNEL_ROWS_BFLOAT16
     return rows <= (_KERNEL_ROWS_WIDE if inner >= _WIDE else _KERNEL_ROWS)
+
+
+def _cuda_tile(x: Tensor, V: Tensor, rows: int, groups: int) -> Sequence[int] | None:
+    """Return the tile to call the kernels with, None where they do not run; few rows need no tile."""
+    if rows <= _CUDA_FEW_ROWS:
+        return (0, 0, 0) if has_kernels(x) else None
+    if rows < _CUDA_MANY_ROWS or V.shape[0] > _CUDA_INNER:
+        return None
+    return lowrank_tile(x, rows, groups, V.shape[0] // groups)
+
+
+def _run_on_cuda(
+    x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, activation: int, tile: Sequence[int]
+) -> Tensor:
+    """Allocate and call the kernels."""
+    out = x.new_empty((*x.shape[:-1], U.shape[0]))
+    flat = x.contiguous().view(math.prod(x.shape[:-1]), x.shape[-1])
+    size = _C.linear_hidden_size(flat.shape[0], groups, V.shape[0] // groups, V.shape[1])
+    hidden = torch.empty(size, device=x.device)
+    factors = V.contiguous(), U.contiguous(), None if bias is None else bias.contiguous()
+    rows = out.view(flat.shape[0], U.shape[0])
+    with torch.cuda.device(x.device):
+        _C.lowrank_linear(flat, *factors, rows, hidden, groups, activation, 0, tile)
+    return out
 
 
 def _slices(x: Tensor, groups: int) -> Tensor:  # [groups, rows, features / groups]

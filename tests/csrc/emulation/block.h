@@ -23,7 +23,7 @@ enum class Order { kForward, kReverse, kRandom };
 inline constexpr std::size_t kMaxSharedBytes = 227 << 10;  // of an sm_90 block
 inline constexpr unsigned char kPoison = 0xcb;
 inline constexpr unsigned kWarp = 32;
-inline constexpr std::size_t kMaxShuffleBytes = 8;
+inline constexpr std::size_t kMaxExchangeBytes = 24;
 
 [[noreturn]] inline void fail(const char* what) {
     std::fprintf(stderr, "emulated kernel: %s\n", what);
@@ -41,8 +41,8 @@ class Block {
         while (fibers_.size() < threads) fibers_.emplace_back();
         body_ = &body;
         states_.assign(threads, State::kRunning);
-        shuffles_.assign(threads, 0);
-        shuffled_.assign((threads + kWarp - 1) / kWarp, {});
+        exchanges_.assign(threads, 0);
+        exchanged_.assign((threads + kWarp - 1) / kWarp, {});
         for (unsigned i = 0; i < threads; ++i) fibers_[i].start(&Block::entry);
         set_thread_ = &set_thread;
         const unsigned warps = (threads + kWarp - 1) / kWarp;
@@ -57,17 +57,24 @@ class Block {
     void block_barrier() { wait(State::kAtBlockBarrier); }
     void warp_barrier() { wait(State::kAtWarpBarrier); }
 
-    // The value that lane `source` of this thread's warp passes.
-    template <class T> T shuffle(T value, unsigned source) {
-        static_assert(sizeof(T) <= kMaxShuffleBytes);
-        const unsigned self = current_;
-        auto& lanes = shuffled_[self / kWarp].lanes[shuffles_[self]++ % 2];
-        std::memcpy(lanes[self % kWarp], &value, sizeof value);
+    unsigned thread() const { return current_; }
+    unsigned lane() const { return current_ % kWarp; }
+
+    // What each lane of this thread's warp passes, by lane: to be read before the thread's next barrier.
+    template <class T> auto exchange(const T& value) {
+        static_assert(sizeof(T) <= kMaxExchangeBytes);
+        auto& lanes = exchanged_[current_ / kWarp].lanes[exchanges_[current_]++ % 2];
+        std::memcpy(lanes[lane()], &value, sizeof value);
         warp_barrier();
-        T result;
-        std::memcpy(&result, lanes[source % kWarp], sizeof result);
-        return result;
+        return [&lanes](unsigned source) {
+            T result;
+            std::memcpy(&result, lanes[source % kWarp], sizeof result);
+            return result;
+        };
     }
+
+    // The value that lane `source` of this thread's warp passes.
+    template <class T> T shuffle(T value, unsigned source) { return exchange(value)(source); }
 
     static Block& instance() {
         static Block block;
@@ -78,7 +85,7 @@ class Block {
     enum class State { kRunning, kAtBlockBarrier, kAtWarpBarrier, kDone };
     // Two sets, used in turn: a lane may pass its next value while others still read the last ones.
     struct Warp {
-        unsigned char lanes[2][kWarp][kMaxShuffleBytes];
+        unsigned char lanes[2][kWarp][kMaxExchangeBytes];
     };
 
     static void entry() {
@@ -137,8 +144,8 @@ class Block {
 
     std::deque<Fiber> fibers_;
     std::vector<State> states_;
-    std::vector<unsigned> shuffles_;
-    std::vector<Warp> shuffled_;
+    std::vector<unsigned> exchanges_;
+    std::vector<Warp> exchanged_;
     const std::function<void()>* body_ = nullptr;
     const std::function<void(unsigned)>* set_thread_ = nullptr;
     unsigned current_ = 0;

@@ -7,11 +7,12 @@
 #include <cmath>
 
 #include "block.h"
+#include "instructions.h"
 
 #define __global__
 #define __host__
 #define __device__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 using std::fabs;
 using std::fmax;
@@ -26,6 +27,7 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 alignas(128) inline unsigned char dynamic_shared_bytes[emulation::kMaxSharedBytes];
 
 inline void __syncthreads() { emulation::Block::instance().block_barrier(); }
+inline void __syncwarp() { emulation::Block::instance().warp_barrier(); }
 
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
     if (mask != 0xffffffffu) emulation::fail("only shuffles of whole warps are modelled");
@@ -36,14 +38,34 @@ enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 using cudaStream_t = struct CUstream_st*;
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization };
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    struct {
+        int programmaticStreamSerializationAllowed;
+    } val;
+};
+
 struct cudaLaunchConfig_t {
     dim3 gridDim;
     dim3 blockDim;
     std::size_t dynamicSmemBytes;
     cudaStream_t stream;
+    cudaLaunchAttribute* attrs;
+    unsigned numAttrs;
+};
+
+struct cudaFuncAttributes {
+    int ptxVersion;
 };
 
 inline const char* cudaGetErrorString(cudaError_t) { return "refused by the emulation"; }
+
+template <class... Args> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes,
+                                                           void (*)(Args...)) {
+    attributes->ptxVersion = 90;
+    return cudaSuccess;
+}
 
 template <class... Args> cudaError_t cudaFuncSetAttribute(void (*)(Args...), cudaFuncAttribute, int bytes) {
     return static_cast<std::size_t>(bytes) <= emulation::kMaxSharedBytes ? cudaSuccess
@@ -60,6 +82,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     for (unsigned block = 0; block < gridDim.x; ++block) {
         blockIdx.x = block;
         std::fill(std::begin(dynamic_shared_bytes), std::end(dynamic_shared_bytes), emulation::kPoison);
+        emulation::Copies::instance().groups.clear();
         emulation::Block::instance().run(
             blockDim.x, [&] { kernel(args...); }, [](unsigned thread) { threadIdx.x = thread; });
         if (!std::all_of(dynamic_shared_bytes + config->dynamicSmemBytes, std::end(dynamic_shared_bytes),

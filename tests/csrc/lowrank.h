@@ -1,0 +1,63 @@
+// What the tests of the factored layers' CUDA twins share: small integers, whose sums are exact in float32,
+// in 16 bits.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "cuda/ptx.cuh"
+#include "math/activation.h"
+
+namespace lowrank {
+
+template <class T> T round_to(double x) {
+    return {static_cast<std::uint16_t>(lrc::pack<T>(static_cast<float>(x), 0))};
+}
+template <class T> double widen(T x) { return lrc::to_float(x); }
+
+// 16-byte aligned unless `shift` entries of it are left out; not a number wherever the op must not read.
+template <class T> class Buffer {
+  public:
+    explicit Buffer(std::int64_t size, std::int64_t shift = 0)
+        : size_(size), shift_(shift), words_((size + shift) / 8 + 2) {
+        for (auto& word : words_) word.word[0] = word.word[1] = word.word[2] = word.word[3] = 0x7fff7fff;
+    }
+    T* data() { return reinterpret_cast<T*>(words_.data()) + shift_; }
+    T& operator[](std::int64_t i) { return data()[i]; }
+    bool untouched_around() {
+        const T* all = reinterpret_cast<T*>(words_.data());
+        for (std::int64_t i = 0; i < static_cast<std::int64_t>(words_.size()) * 8; ++i) {
+            if ((i < shift_ || i >= shift_ + size_) && all[i].bits != 0x7fff) return false;
+        }
+        return true;
+    }
+
+  private:
+    std::int64_t size_;
+    std::int64_t shift_;
+    std::vector<lrc::Words4> words_;
+};
+
+// Integers in [-range, range], or with range 0 normal deviates, rounded to T.
+template <class T>
+Buffer<T> numbers(std::int64_t size, int range, unsigned seed, std::int64_t shift = 0) {
+    Buffer<T> values(size, shift);
+    std::mt19937 random(seed);
+    std::normal_distribution<double> normal;
+    for (std::int64_t i = 0; i < size; ++i) {
+        values[i] = round_to<T>(range == 0 ? normal(random)
+                                           : static_cast<double>(random() % (2 * range + 1)) - range);
+    }
+    return values;
+}
+
+// Half the distance of 1 and the next T.
+template <class T> constexpr double unit() { return std::is_same_v<T, lrc::Half> ? 0x1p-11 : 0x1p-8; }
+// Of z, rounded to T, and of a sum of `terms` float32 products.
+template <class T> double relative_bound(std::int64_t terms) { return 2 * unit<T>() + terms * 0x1p-23; }
+
+}  // namespace lowrank
