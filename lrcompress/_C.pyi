@@ -13,6 +13,17 @@ class BuildInfo(TypedDict):
 MAX_CUDA_SIDE: int
 
 def build_info() -> BuildInfo: ...
+def autocorrelation(
+    x: int,
+    bits: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    step: Sequence[int],
+    tables: Sequence[Tensor],
+    products: Tensor,
+    sums: Tensor,
+    threads: int,
+) -> None: ...
 def gram_tiles(side: int) -> int: ...
 def gram(problems: Tensor, out: Tensor, tiles: int, bits: int, threads: int) -> None: ...
 def lowrank_conv2d(

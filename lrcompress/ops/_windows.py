@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 
+import torch
+from torch import Tensor
+
 Triple = tuple[int, int, int]
 
 
@@ -95,3 +98,19 @@ def offsets(axes: tuple[Axis, Axis, Axis]) -> Iterator[Offset]:
             inside = product(*(of[i] for i, (_, _, _, of) in zip(places, triple, strict=True)))
             windows.append((u, v, [indices[place] for place in inside]))
         yield Offset(distance, cells, windows)
+
+
+def tables(axes: tuple[Axis, Axis, Axis]) -> list[Tensor]:
+    """Write all offsets, cells, windows and parts as the kernel's int64 tables, one row an item."""
+    offset_rows: list[tuple[int, ...]] = []
+    cell_rows: list[tuple[int, ...]] = []
+    window_rows: list[tuple[int, ...]] = []
+    parts: list[int] = []
+    for offset in offsets(axes):
+        first = (len(cell_rows), len(window_rows))
+        for u, v, inside in offset.windows:
+            window_rows.append((u, v, len(parts), len(parts) + len(inside)))
+            parts += (first[0] + i for i in inside)
+        cell_rows += ((*cell.start, *cell.count) for cell in offset.cells)
+        offset_rows.append((*offset.distance, first[0], len(cell_rows), first[1], len(window_rows)))
+    return [torch.tensor(rows, dtype=torch.int64) for rows in (offset_rows, cell_rows, window_rows, parts)]

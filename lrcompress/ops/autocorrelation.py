@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrcompress.ops._windows import Axis, Cell, Offset, Triple, offsets
+from lrcompress import _C
+from lrcompress.ops._windows import Axis, Cell, Offset, Triple, offsets, tables
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 # A call takes so many images at a time that their copies stay below the size of its input, or below this.
@@ -60,14 +61,16 @@ def autocorrelation(
     total = Autocorrelation(into.products, into.sums, into.count + len(images) * places)
     if images.numel() == 0 or places == 0:
         return total
-    for part in _parts(images, along=0 if dims else 2):
+    for part in _parts(images, groups, along=0 if dims else 2):
         if any(any(pad) for pad in pads):
             part = F.pad(part, [end for pad in reversed(pads) for end in pad], mode=padding_mode)
         if dims == 0:
             axes = (Axis(1), Axis(1), Axis(part.shape[2], out=part.shape[2]))
-        wide = part if part.dtype == torch.float64 else part.float()
-        spatial = [axis.size for axis in axes]
-        _compose(wide.reshape(len(part), groups, -1, *spatial), axes, into.products, into.sums)
+        part = part.unflatten(1, (groups, -1))
+        part = part[(slice(None),) * 3 + (None,) * (6 - part.ndim)]
+        part = part if part.dtype == torch.float64 else part.float()
+        add = _compose if part.is_cuda else _multiply
+        add(part, axes, into.products, into.sums)
     return total
 
 
@@ -78,12 +81,16 @@ def _zeros(groups: int, side: int, device: torch.device) -> Autocorrelation:
 
 def _parts(
     images: Tensor,  # [batch, in, *size]
+    groups: int,
     along: int,
 ) -> Sequence[Tensor]:
-    """Split so that copies of a part in the widest layout stay small beside the whole."""
+    """Split so that a part's copies, whose channels the kernel pads, stay below the size of the whole."""
+    wide = max(images.element_size(), 4)
+    panel = 64 // wide
+    inside = images.shape[1] // groups
+    entries = images.numel() // images.shape[along] // inside * -(-inside // panel) * panel
     limit = max(images.numel() * images.element_size(), _COPY_BYTES)
-    one = images.numel() // images.shape[along] * max(images.element_size(), 4)
-    parts: Sequence[Tensor] = images.split(max(1, limit // one), along)
+    parts: Sequence[Tensor] = images.split(max(1, limit // (entries * wide)), along)
     return parts
 
 
@@ -165,6 +172,19 @@ def _check_into(into: Autocorrelation, groups: int, side: int, device: torch.dev
             )
         if not tensor.is_contiguous():
             raise ValueError(f"into.{name} must be contiguous, got strides {tensor.stride()}")
+
+
+def _multiply(
+    x: Tensor,  # [batch, groups, in / groups, *three sizes] float32 or float64 on the CPU
+    axes: tuple[Axis, Axis, Axis],
+    products: Tensor,
+    sums: Tensor,
+) -> None:
+    """Call the kernel."""
+    step = [axis.stride for axis in axes]
+    bits = 8 * x.element_size()
+    layout = (x.data_ptr(), bits, x.shape, x.stride(), step)
+    _C.autocorrelation(*layout, tables(axes), products, sums, torch.get_num_threads())
 
 
 def _compose(
