@@ -12,7 +12,8 @@
 // The channels of a group are packed in panels, pixel after pixel: [panel][image][pixel][channel of the
 // panel]. A task multiplies two panels at one distance: it lists the pixels of a cell, a run at a time, and
 // adds up the outer products of a pixel's channels with those of the pixel at that distance, so that a strip
-// along the border costs what its pixels cost. Then it adds the sums to its own blocks of the result.
+// along the border costs what its pixels cost. Blocks of the result are collected for some pairs of panels,
+// and then added row by row: entries of one block are as far apart as there are kernel positions.
 
 namespace lrc {
 namespace {
@@ -30,6 +31,7 @@ constexpr std::int64_t kVectors = 2;  // and as many independent sums as two uni
 template <class T> constexpr std::int64_t kWidth = 32 / sizeof(T);
 template <class T> constexpr std::int64_t kPanel = kVectors * kWidth<T>;
 template <class T> constexpr std::int64_t kTile = kPanel<T> * kPanel<T>;
+constexpr std::int64_t kBlocksSize = 1 << 17;  // doubles of blocks collected at once
 
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -48,9 +50,9 @@ template <class T> Buffer<T> make_buffer(std::int64_t size) {
 template <class T> struct Packed {
     const AutocorrelationArgs<T>& args;
     const T* pixels;
-    std::int64_t panels;      // of a group
-    std::int64_t panel_size;  // entries
-    std::int64_t image;       // pixels of an image
+    std::int64_t panels;          // of a group
+    std::int64_t panel_size;      // entries
+    const std::int64_t* windows;  // [area, area]: where u <= v stands in args.windows
 };
 
 // One panel of one image; channels that do not exist become zeros.
@@ -74,7 +76,7 @@ LRC_INLINE void pack_image(const AutocorrelationArgs<T>& args, std::int64_t grou
 
 // Lists the pixels of a cell in all images, a run at a time.
 class Runs {
-   public:
+  public:
     template <class T>
     LRC_INLINE Runs(const AutocorrelationArgs<T>& args, const PatchCell& cell)
         : step_(args.step), sizes_(args.sizes), cell_(cell), batch_(args.batch) {}
@@ -102,7 +104,7 @@ class Runs {
         return filled;
     }
 
-   private:
+  private:
     const std::int64_t* step_;
     const std::int64_t* sizes_;
     const PatchCell& cell_;
@@ -114,7 +116,12 @@ class Runs {
 template <class T>
 LRC_INLINE void multiply(const T* a, const T* b, const std::int64_t* at, std::int64_t count, double* sums) {
     using Vector = typename Lanes<T>::Vector;
-    Vector run[kRows][kVectors] = {};
+    Vector run[kRows][kVectors];
+    LRC_UNROLL
+    for (std::int64_t i = 0; i < kRows; ++i) {
+        LRC_UNROLL
+        for (std::int64_t v = 0; v < kVectors; ++v) run[i][v] = Vector{};
+    }
     for (std::int64_t k = 0; k < count; ++k) {
         const T* left = a + at[k];
         const Vector* right = reinterpret_cast<const Vector*>(b + at[k]);
@@ -158,8 +165,8 @@ template <class T>
 LRC_INLINE void multiply_cells(const Packed<T>& packed, const Task& task, double* tiles) {
     const AutocorrelationArgs<T>& args = packed.args;
     const PatchOffset& offset = *task.offset;
-    const std::int64_t shift = (offset.distance[0] * args.sizes[1] + offset.distance[1]) * args.sizes[2] +
-                               offset.distance[2];
+    const std::int64_t shift =
+        (offset.distance[0] * args.sizes[1] + offset.distance[1]) * args.sizes[2] + offset.distance[2];
     const T* group = packed.pixels + task.group * packed.panels * packed.panel_size;
     const T* a = group + task.rows * packed.panel_size;
     const T* b = group + task.columns * packed.panel_size + shift * kPanel<T>;
@@ -175,25 +182,35 @@ LRC_INLINE void multiply_cells(const Packed<T>& packed, const Task& task, double
     }
 }
 
-// Adds the tile to block (u, v) of the two panels, and its transpose to the block across the diagonal.
+// Adds row `index` of the pair's blocks to the result, and row `index` of their transposes across the
+// diagonal.
 template <class T>
-LRC_INLINE void add_block(const AutocorrelationArgs<T>& args, const Task& task, const PatchWindow& window,
-                          const double* tile) {
-    const std::int64_t row = task.rows * kPanel<T>, column = task.columns * kPanel<T>;
+LRC_INLINE void add_rows(const Packed<T>& packed, const Task& pair, const double* blocks,
+                         std::int64_t index) {
+    const AutocorrelationArgs<T>& args = packed.args;
+    const std::int64_t area = args.area, side = args.channels * area;
+    const std::int64_t row = pair.rows * kPanel<T>, column = pair.columns * kPanel<T>;
     const std::int64_t rows = std::min(kPanel<T>, args.channels - row);
     const std::int64_t columns = std::min(kPanel<T>, args.channels - column);
-    const std::int64_t side = args.channels * args.area;
-    double* out = args.products + task.group * side * side;
-    double* block = out + (row * args.area + window.u) * side + column * args.area + window.v;
-    double* across = out + (column * args.area + window.v) * side + row * args.area + window.u;
-    for (std::int64_t i = 0; i < rows; ++i) {
-        for (std::int64_t j = 0; j < columns; ++j)
-            block[(i * side + j) * args.area] += tile[i * kPanel<T> + j];
+    double* out = args.products + pair.group * side * side;
+    // Of u == v, both panels' pairs have the same block; the one on the diagonal is its own transpose.
+    const std::int64_t above = row > column, below = row >= column;
+    for (std::int64_t u = 0; u < area && index < rows; ++u) {
+        double* to = out + ((row + index) * area + u) * side + column * area;
+        const std::int64_t* windows = packed.windows + u * area;
+        for (std::int64_t j = 0; j < columns; ++j) {
+            const double* from = blocks + index * kPanel<T> + j;
+            for (std::int64_t v = u + above; v < area; ++v) to[j * area + v] += from[windows[v] * kTile<T>];
+        }
     }
-    if (row == column && window.u == window.v) return;
-    for (std::int64_t j = 0; j < columns; ++j) {
-        for (std::int64_t i = 0; i < rows; ++i)
-            across[(j * side + i) * args.area] += tile[i * kPanel<T> + j];
+    for (std::int64_t v = 0; v < area && index < columns; ++v) {
+        double* to = out + ((column + index) * area + v) * side + row * area;
+        const std::int64_t* windows = packed.windows + v;
+        for (std::int64_t i = 0; i < rows; ++i) {
+            const double* from = blocks + i * kPanel<T> + index;
+            for (std::int64_t u = 0; u <= v - below; ++u)
+                to[i * area + u] += from[windows[u * area] * kTile<T>];
+        }
     }
 }
 
@@ -219,62 +236,85 @@ template <class T> LRC_INLINE void add_sums(const Packed<T>& packed, const Task&
 }
 
 template <class T>
-LRC_INLINE void run_task(const Packed<T>& packed, const Task& task, double* scratch) {
+LRC_INLINE void run_task(const Packed<T>& packed, const Task& task, double* tiles, double* blocks) {
     const AutocorrelationArgs<T>& args = packed.args;
     const PatchOffset& offset = *task.offset;
     const std::int64_t* distance = offset.distance;
     if (distance[0] == 0 && distance[1] == 0 && distance[2] == 0) {
         if (task.rows > task.columns) return;  // the transpose of another task's
-        if (task.rows == task.columns) add_sums(packed, task, scratch);
+        if (task.rows == task.columns) add_sums(packed, task, tiles);
     }
-    double* tile = scratch;
-    double* tiles = scratch + kTile<T>;
     multiply_cells(packed, task, tiles);
     for (std::int64_t w = offset.first_window; w < offset.end_window; ++w) {
         const PatchWindow& window = args.windows[w];
-        std::fill_n(tile, kTile<T>, 0.0);
+        double* block = blocks + w * kTile<T>;
+        std::fill_n(block, kTile<T>, 0.0);
         for (std::int64_t part = window.first_part; part < window.end_part; ++part) {
             const double* from = tiles + (args.parts[part] - offset.first_cell) * kTile<T>;
-            for (std::int64_t i = 0; i < kTile<T>; ++i) tile[i] += from[i];
+            for (std::int64_t i = 0; i < kTile<T>; ++i) block[i] += from[i];
         }
-        add_block(args, task, window, tile);
     }
 }
 
-LRC_MULTIVERSION void run(const Packed<float>& packed, const Task& task, double* scratch) {
-    run_task(packed, task, scratch);
+LRC_MULTIVERSION void run(const Packed<float>& packed, const Task& task, double* tiles, double* blocks) {
+    run_task(packed, task, tiles, blocks);
 }
 
-LRC_MULTIVERSION void run(const Packed<double>& packed, const Task& task, double* scratch) {
-    run_task(packed, task, scratch);
+LRC_MULTIVERSION void run(const Packed<double>& packed, const Task& task, double* tiles, double* blocks) {
+    run_task(packed, task, tiles, blocks);
+}
+
+template <class T> Buffer<T> pack(const AutocorrelationArgs<T>& args, std::int64_t panels) {
+    const std::int64_t size = args.sizes[0] * args.sizes[1] * args.sizes[2] * kPanel<T>;
+    const std::int64_t images = args.groups * panels * args.batch;
+    Buffer<T> pixels = make_buffer<T>(images * size);
+    parallel_for(args.threads, images, [&](int, std::int64_t index) noexcept {
+        const std::int64_t panel = index / args.batch;
+        pack_image(args, panel / panels, panel % panels * kPanel<T>, index % args.batch,
+                   pixels.get() + index * size);
+    });
+    return pixels;
 }
 
 }  // namespace
 
 template <class T> void autocorrelation(Cpu, const AutocorrelationArgs<T>& args) {
-    const std::int64_t image = args.sizes[0] * args.sizes[1] * args.sizes[2];
     const std::int64_t panels = divide_up(args.channels, kPanel<T>);
-    const std::int64_t panel_size = args.batch * image * kPanel<T>;
-    const Buffer<T> pixels = make_buffer<T>(args.groups * panels * panel_size);
-    parallel_for(args.threads, args.groups * panels * args.batch, [&](int, std::int64_t index) noexcept {
-        const std::int64_t panel = index / args.batch, i = index % args.batch;
-        pack_image(args, panel / panels, panel % panels * kPanel<T>, i,
-                   pixels.get() + index * image * kPanel<T>);
-    });
-    const Packed<T> packed{args, pixels.get(), panels, panel_size, image};
-    std::int64_t most_cells = 0;
-    for (std::int64_t o = 0; o < args.offset_count; ++o)
-        most_cells = std::max(most_cells, args.offsets[o].end_cell - args.offsets[o].first_cell);
-    const std::int64_t tasks = args.groups * panels * panels * args.offset_count;
-    std::vector<Buffer<double>> scratch;
-    for (int worker = 0; worker < worker_count(args.threads, tasks); ++worker)
-        scratch.push_back(make_buffer<double>((1 + most_cells) * kTile<T>));
-    parallel_for(args.threads, tasks, [&](int worker, std::int64_t index) noexcept {
-        const PatchOffset* offset = args.offsets + index % args.offset_count;
-        const std::int64_t pair = index / args.offset_count;
-        run(packed, {pair / (panels * panels), pair / panels % panels, pair % panels, offset},
-            scratch[worker].get());
-    });
+    const Buffer<T> pixels = pack(args, panels);
+    std::int64_t most_cells = 0, window_count = 0;
+    std::vector<std::int64_t> windows(args.area * args.area);
+    for (std::int64_t o = 0; o < args.offset_count; ++o) {
+        const PatchOffset& offset = args.offsets[o];
+        most_cells = std::max(most_cells, offset.end_cell - offset.first_cell);
+        window_count = std::max(window_count, offset.end_window);
+        for (std::int64_t w = offset.first_window; w < offset.end_window; ++w)
+            windows[args.windows[w].u * args.area + args.windows[w].v] = w;
+    }
+    const std::int64_t panel_size = args.batch * args.sizes[0] * args.sizes[1] * args.sizes[2] * kPanel<T>;
+    const Packed<T> packed{args, pixels.get(), panels, panel_size, windows.data()};
+    const std::int64_t pairs = args.groups * panels * panels;
+    const std::int64_t blocks_size = window_count * kTile<T>;
+    const std::int64_t at_once = std::clamp<std::int64_t>(kBlocksSize / blocks_size, 1, pairs);
+    const Buffer<double> blocks = make_buffer<double>(at_once * blocks_size);
+    std::vector<Buffer<double>> tiles;
+    for (int worker = 0; worker < worker_count(args.threads, at_once * args.offset_count); ++worker)
+        tiles.push_back(make_buffer<double>(most_cells * kTile<T>));
+    const auto task = [&](std::int64_t pair, const PatchOffset* offset) {
+        return Task{pair / (panels * panels), pair / panels % panels, pair % panels, offset};
+    };
+    for (std::int64_t first = 0; first < pairs; first += at_once) {
+        const std::int64_t count = std::min(at_once, pairs - first);
+        parallel_for(args.threads, count * args.offset_count, [&](int worker, std::int64_t index) noexcept {
+            const std::int64_t pair = index / args.offset_count;
+            const PatchOffset* offset = args.offsets + index % args.offset_count;
+            run(packed, task(first + pair, offset), tiles[worker].get(), blocks.get() + pair * blocks_size);
+        });
+        parallel_for(args.threads, count * kPanel<T>, [&](int, std::int64_t index) noexcept {
+            const std::int64_t pair = index / kPanel<T>;
+            add_rows(packed, task(first + pair, nullptr), blocks.get() + pair * blocks_size,
+                     index % kPanel<T>);
+        });
+    }
 }
 
 template void autocorrelation(Cpu, const AutocorrelationArgs<float>&);

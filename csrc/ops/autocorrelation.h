@@ -34,9 +34,9 @@ struct PatchOffset {
     std::int64_t end_window;
 };
 
-// products[g][(i, u)][(j, v)] += sum of patch[i, u] patch[j, v], both triangles, and sums[g][(i, u)] += sum of
-// patch[i, u], for channel i and kernel position u, the latter fastest. Products are added in T over at most
-// kPatchRun pixels, then in double, in an order that does not depend on `threads`.
+// products[g][(i, u)][(j, v)] += sum of patch[i, u] patch[j, v], both triangles, and sums[g][(i, u)] += sum
+// of patch[i, u], for channel i and kernel position u, the latter fastest. Products are added in T over at
+// most kPatchRun pixels, then in double, in an order that does not depend on `threads`.
 template <class T> struct AutocorrelationArgs {
     const T* x;  // [batch, groups, channels, *sizes]
     std::int64_t batch;
@@ -56,7 +56,7 @@ template <class T> struct AutocorrelationArgs {
     int threads;                // of the CPU twin
 };
 
-inline constexpr std::int64_t kPatchRun = 256;
+inline constexpr std::int64_t kPatchRun = 192;
 
 // For T = float and double.
 template <class T> void autocorrelation(Cpu device, const AutocorrelationArgs<T>& args);

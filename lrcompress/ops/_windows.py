@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise, product
 
 import torch
@@ -100,8 +101,12 @@ def offsets(axes: tuple[Axis, Axis, Axis]) -> Iterator[Offset]:
         yield Offset(distance, cells, windows)
 
 
+@lru_cache(maxsize=256)
 def tables(axes: tuple[Axis, Axis, Axis]) -> list[Tensor]:
-    """Write all offsets, cells, windows and parts as the kernel's int64 tables, one row an item."""
+    """Write all offsets, cells, windows and parts as the kernel's int64 tables, one row an item.
+
+    A model calls for the same few again and again, and those of large kernels take milliseconds.
+    """
     offset_rows: list[tuple[int, ...]] = []
     cell_rows: list[tuple[int, ...]] = []
     window_rows: list[tuple[int, ...]] = []

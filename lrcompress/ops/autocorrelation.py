@@ -13,7 +13,7 @@ from lrcompress.ops._windows import Axis, Cell, Offset, Triple, offsets, tables
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 # A call takes so many images at a time that their copies stay below the size of its input, or below this.
-_COPY_BYTES = 1 << 23
+_COPY_BYTES = 1 << 20
 _RUN = 1 << 12  # products that the composition adds up in float32
 
 
