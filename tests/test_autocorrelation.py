@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -112,7 +113,19 @@ def test_every_geometry(kernel: tuple[int, ...], size: tuple[int, ...], options:
             assert_exact(found, exact(x, kernel, groups=groups, **options), dtype)
 
 
-# Around the vectors (8), panels (16) and runs (256) of the kernel.
+@pytest.mark.parametrize(("kernel", "size", "options"), GEOMETRIES)
+def test_composition_of_library_calls(
+    kernel: tuple[int, ...], size: tuple[int, ...], options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs on CUDA tensors."""
+    op = import_module("lrcompress.ops.autocorrelation")
+    monkeypatch.setattr(op, "_multiply", op._compose)
+    x = random(3, 6, *size, dtype=torch.float32)
+    found = ops.autocorrelation(x, kernel, groups=2, **options)
+    assert_exact(found, exact(x, kernel, groups=2, **options), x.dtype)
+
+
+# Around the vectors (8) and panels (16) of the kernel.
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", [1, 3, 7, 8, 13, 16, 17, 31, 33, 64])
@@ -124,7 +137,8 @@ def test_every_dtype_and_width(channels: int, dtype: torch.dtype, device: str) -
     assert_exact(ops.autocorrelation(rows.to(device)), exact(rows), dtype)
 
 
-@pytest.mark.parametrize("samples", [0, 1, 2, 255, 256, 257, 1031])
+# Around the runs of the kernel.
+@pytest.mark.parametrize("samples", [0, 1, 2, 191, 192, 193, 1031])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_linear_of_every_length(samples: int, dtype: torch.dtype) -> None:
     x = random(samples, 21, dtype=dtype)

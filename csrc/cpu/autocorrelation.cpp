@@ -31,7 +31,8 @@ constexpr std::int64_t kVectors = 2;  // and as many independent sums as two uni
 template <class T> constexpr std::int64_t kWidth = 32 / sizeof(T);
 template <class T> constexpr std::int64_t kPanel = kVectors * kWidth<T>;
 template <class T> constexpr std::int64_t kTile = kPanel<T> * kPanel<T>;
-constexpr std::int64_t kBlocksSize = 1 << 17;  // doubles of blocks collected at once
+template <class T> constexpr std::int64_t kBlock = kTile<T> + 8;  // blocks: one entry of all, on many sets
+constexpr std::int64_t kBlocksSize = 1 << 17;                     // doubles of blocks collected at once
 
 constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -200,7 +201,7 @@ LRC_INLINE void add_rows(const Packed<T>& packed, const Task& pair, const double
         const std::int64_t* windows = packed.windows + u * area;
         for (std::int64_t j = 0; j < columns; ++j) {
             const double* from = blocks + index * kPanel<T> + j;
-            for (std::int64_t v = u + above; v < area; ++v) to[j * area + v] += from[windows[v] * kTile<T>];
+            for (std::int64_t v = u + above; v < area; ++v) to[j * area + v] += from[windows[v] * kBlock<T>];
         }
     }
     for (std::int64_t v = 0; v < area && index < columns; ++v) {
@@ -209,7 +210,7 @@ LRC_INLINE void add_rows(const Packed<T>& packed, const Task& pair, const double
         for (std::int64_t i = 0; i < rows; ++i) {
             const double* from = blocks + i * kPanel<T> + index;
             for (std::int64_t u = 0; u <= v - below; ++u)
-                to[i * area + u] += from[windows[u * area] * kTile<T>];
+                to[i * area + u] += from[windows[u * area] * kBlock<T>];
         }
     }
 }
@@ -247,7 +248,7 @@ LRC_INLINE void run_task(const Packed<T>& packed, const Task& task, double* tile
     multiply_cells(packed, task, tiles);
     for (std::int64_t w = offset.first_window; w < offset.end_window; ++w) {
         const PatchWindow& window = args.windows[w];
-        double* block = blocks + w * kTile<T>;
+        double* block = blocks + w * kBlock<T>;
         std::fill_n(block, kTile<T>, 0.0);
         for (std::int64_t part = window.first_part; part < window.end_part; ++part) {
             const double* from = tiles + (args.parts[part] - offset.first_cell) * kTile<T>;
@@ -293,7 +294,7 @@ template <class T> void autocorrelation(Cpu, const AutocorrelationArgs<T>& args)
     const std::int64_t panel_size = args.batch * args.sizes[0] * args.sizes[1] * args.sizes[2] * kPanel<T>;
     const Packed<T> packed{args, pixels.get(), panels, panel_size, windows.data()};
     const std::int64_t pairs = args.groups * panels * panels;
-    const std::int64_t blocks_size = window_count * kTile<T>;
+    const std::int64_t blocks_size = window_count * kBlock<T>;
     const std::int64_t at_once = std::clamp<std::int64_t>(kBlocksSize / blocks_size, 1, pairs);
     const Buffer<double> blocks = make_buffer<double>(at_once * blocks_size);
     std::vector<Buffer<double>> tiles;

@@ -23,6 +23,11 @@ class Axis:
     dilation: int = 1
     out: int = 1  # places of the kernel
 
+    @property
+    def span(self) -> int:
+        """Pixels from the first to the last that lie under the kernel."""
+        return self.dilation * (self.kernel - 1) + 1
+
     def window(self, u: int, v: int) -> range:
         """Pixels that lie under kernel position ``u`` while the one under ``v`` is a pixel too."""
         first = u * self.dilation - self.padding

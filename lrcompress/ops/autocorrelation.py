@@ -41,8 +41,8 @@ def autocorrelation(
     With ``into`` its tensors are added to in place. No patch is ever stored: a block of the result belongs to
     two kernel positions, and at stride 1 all blocks of one distance share the product of the image with the
     shifted image, strips at the border apart. Above stride 1 those share that fall on the same pixels. All
-    is exact but for rounding: float16, bfloat16 and float32 are added up in float32 over short runs, and these
-    in float64. The same input gives the same bits for any number of threads. Not differentiable.
+    is exact but for rounding: float16, bfloat16 and float32 are added up in float32 over short runs, those in
+    float64. The same input gives the same bits for any number of threads. Not differentiable.
 
     Raises:
         ValueError: A shape, dtype, device or setting does not fit.
@@ -61,17 +61,35 @@ def autocorrelation(
     total = Autocorrelation(into.products, into.sums, into.count + len(images) * places)
     if images.numel() == 0 or places == 0:
         return total
-    for part in _parts(images, groups, along=0 if dims else 2):
+    apart = math.prod(kernel) > 1 and all(axis.stride >= axis.span for axis in axes)
+    copied = apart or any(any(pad) for pad in pads) or x.dtype not in (torch.float32, torch.float64)
+    for part in _parts(images, groups, 0 if dims else 2, copied):
         if any(any(pad) for pad in pads):
             part = F.pad(part, [end for pad in reversed(pads) for end in pad], mode=padding_mode)
-        if dims == 0:
-            axes = (Axis(1), Axis(1), Axis(part.shape[2], out=part.shape[2]))
-        part = part.unflatten(1, (groups, -1))
-        part = part[(slice(None),) * 3 + (None,) * (6 - part.ndim)]
-        part = part if part.dtype == torch.float64 else part.float()
-        add = _compose if part.is_cuda else _multiply
-        add(part, axes, into.products, into.sums)
+        part_axes = axes if dims else _samples(part.shape[2])
+        _add(part.unflatten(1, (groups, -1)), part_axes, apart, into)
     return total
+
+
+def _add(
+    part: Tensor,  # [batch, groups, in / groups, *size]; without a kernel [1, groups, in / groups, samples]
+    axes: tuple[Axis, Axis, Axis],
+    apart: bool,
+    into: Autocorrelation,
+) -> None:
+    """Add what some of the images contribute."""
+    x = part[(slice(None),) * 3 + (None,) * (6 - part.ndim)]
+    if apart:
+        x = _patches(x, axes)
+        axes = _samples(x.shape[5])
+    x = x if x.dtype == torch.float64 else x.float()
+    call = _compose if x.is_cuda else _multiply
+    call(x, axes, into.products, into.sums)
+
+
+def _samples(count: int) -> tuple[Axis, Axis, Axis]:
+    """Describe inputs of a Linear as the pixels of one row."""
+    return Axis(1), Axis(1), Axis(count, out=count)
 
 
 def _zeros(groups: int, side: int, device: torch.device) -> Autocorrelation:
@@ -83,13 +101,14 @@ def _parts(
     images: Tensor,  # [batch, in, *size]
     groups: int,
     along: int,
+    copied: bool,  # before the kernel packs it
 ) -> Sequence[Tensor]:
     """Split so that a part's copies, whose channels the kernel pads, stay below the size of the whole."""
     wide = max(images.element_size(), 4)
     panel = 64 // wide
     inside = images.shape[1] // groups
     entries = images.numel() // images.shape[along] // inside * -(-inside // panel) * panel
-    limit = max(images.numel() * images.element_size(), _COPY_BYTES)
+    limit = max(images.numel() * images.element_size(), _COPY_BYTES) // (1 + copied)
     parts: Sequence[Tensor] = images.split(max(1, limit // (entries * wide)), along)
     return parts
 
@@ -122,7 +141,7 @@ def _geometry(
         raise ValueError(f"padding_mode must be one of {_PADDING_MODES}, got {padding_mode!r}")
     if dims == 0:
         rows = x.numel() // channels if channels else math.prod(x.shape[:-1])
-        return (Axis(1), Axis(1), Axis(rows, out=rows)), []
+        return _samples(rows), []
     strides, dilations = _per_axis("stride", stride, dims), _per_axis("dilation", dilation, dims)
     if min(*kernel, *strides, *dilations) < 1:
         raise ValueError(
@@ -131,7 +150,7 @@ def _geometry(
     axes, pads = [], []
     ends = _padding(kernel, strides, padding, dilations)
     for i, (size, (before, after)) in enumerate(zip(x.shape[-dims:], ends, strict=True)):
-        span, padded = dilations[i] * (kernel[i] - 1) + 1, size + before + after
+        span, padded = Axis(size, kernel[i], dilation=dilations[i]).span, size + before + after
         if span > padded:
             raise ValueError(f"the kernel must span at most {padded}, the padded size, got {span}")
         out = (padded - span) // strides[i] + 1
@@ -172,6 +191,18 @@ def _check_into(into: Autocorrelation, groups: int, side: int, device: torch.dev
             )
         if not tensor.is_contiguous():
             raise ValueError(f"into.{name} must be contiguous, got strides {tensor.stride()}")
+
+
+def _patches(
+    x: Tensor,  # [batch, groups, in / groups, *three sizes]
+    axes: tuple[Axis, Axis, Axis],
+) -> Tensor:  # [1, groups, d, 1, 1, patches]
+    """Store patches that do not overlap, hence no more than the pixels: there is nothing to share."""
+    ends = [(a.padding, (a.out - 1) * a.stride + a.span - a.padding - a.size) for a in axes]
+    x = F.pad(x, [end for pair in reversed(ends) for end in pair])
+    for i, axis in enumerate(axes):
+        x = x.unfold(3 + i, axis.span, axis.stride)[..., :: axis.dilation]
+    return x.permute(1, 2, 6, 7, 8, 0, 3, 4, 5).flatten(1, 4).flatten(2)[None, :, :, None, None]
 
 
 def _multiply(
