@@ -55,6 +55,7 @@ bench: build  ## all benchmarks, results into bench/results/
 	$(BIN)/python bench/singular_values.py --json bench/results/singular_values.json
 	$(BIN)/python bench/truncated_svd.py --json bench/results/truncated_svd.json
 	$(BIN)/python bench/lowrank_conv2d.py --json bench/results/lowrank_conv2d.json
+	$(BIN)/python bench/autocorrelation.py --json bench/results/autocorrelation.json
 	$(BIN)/python bench/plan.py --json bench/results/plan.json
 
 clean:  ## remove what was built

@@ -83,7 +83,7 @@ def _add(
         x = _patches(x, axes)
         axes = _samples(x.shape[5])
     x = x if x.dtype == torch.float64 else x.float()
-    call = _compose if x.is_cuda else _multiply
+    call = _multiply if x.device.type == "cpu" else _compose
     call(x, axes, into.products, into.sums)
 
 
