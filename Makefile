@@ -60,6 +60,7 @@ bench: build  ## all benchmarks, results into bench/results/
 	$(BIN)/python bench/lowrank_conv2d.py --json bench/results/lowrank_conv2d.json
 	$(BIN)/python bench/lowrank_linear.py --json bench/results/lowrank_linear.json
 	$(BIN)/python bench/lowrank.py --json bench/results/lowrank.json
+	$(BIN)/python bench/autocorrelation.py --json bench/results/autocorrelation.json
 	$(BIN)/python bench/plan.py --json bench/results/plan.json
 
 clean:  ## remove what was built

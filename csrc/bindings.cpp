@@ -2,11 +2,13 @@
 // caller.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <type_traits>
 
 #include "dispatch.h"
+#include "ops/autocorrelation.h"
 #include "ops/gram.h"
 #include "ops/lowrank_conv2d.h"
 #include "ops/lowrank_linear.h"
@@ -63,6 +65,53 @@ void bind_gram(const TensorView& problems, const TensorView& out, std::int64_t t
     if (bits == 32) return call_gram<float>(problems, out, tiles, threads);
     if (bits == 64) return call_gram<double>(problems, out, tiles, threads);
     throw std::invalid_argument("expected matrices of 32-bit or 64-bit floats");
+}
+
+// The images come by address, as they have more axes than a TensorView, and the tables as one row an item.
+template <class T>
+void call_autocorrelation(std::uintptr_t x, const std::array<std::int64_t, 6>& shape,
+                          const std::array<std::int64_t, 6>& strides, const std::array<std::int64_t, 3>& step,
+                          const std::array<TensorView, 4>& tables, const TensorView& products,
+                          const TensorView& sums, int threads) {
+    static_assert(sizeof(PatchOffset) == 7 * sizeof(std::int64_t));
+    static_assert(sizeof(PatchCell) == 6 * sizeof(std::int64_t));
+    static_assert(sizeof(PatchWindow) == 4 * sizeof(std::int64_t));
+    AutocorrelationArgs<T> args{
+        .x = reinterpret_cast<const T*>(x),
+        .batch = shape[0],
+        .groups = shape[1],
+        .channels = shape[2],
+        .sizes = {shape[3], shape[4], shape[5]},
+        .strides = {},
+        .step = {step[0], step[1], step[2]},
+        .area = shape[2] == 0 ? 0 : sums.shape[1] / shape[2],
+        .offsets = reinterpret_cast<const PatchOffset*>(tables[0].as<const std::int64_t>()),
+        .offset_count = tables[0].shape[0],
+        .cells = reinterpret_cast<const PatchCell*>(tables[1].as<const std::int64_t>()),
+        .windows = reinterpret_cast<const PatchWindow*>(tables[2].as<const std::int64_t>()),
+        .parts = tables[3].as<const std::int64_t>(),
+        .products = products.as<double>(),
+        .sums = sums.as<double>(),
+        .threads = threads};
+    std::copy(strides.begin(), strides.end(), args.strides);
+    dispatch(products, [&](auto device) {
+        if constexpr (std::is_same_v<decltype(device), Cpu>) {
+            autocorrelation(device, args);
+        } else {
+            throw std::invalid_argument("autocorrelation runs on CPU tensors only");
+        }
+    });
+}
+
+void bind_autocorrelation(std::uintptr_t x, int bits, const std::array<std::int64_t, 6>& shape,
+                          const std::array<std::int64_t, 6>& strides, const std::array<std::int64_t, 3>& step,
+                          const std::array<TensorView, 4>& tables, const TensorView& products,
+                          const TensorView& sums, int threads) {
+    if (bits == 32)
+        return call_autocorrelation<float>(x, shape, strides, step, tables, products, sums, threads);
+    if (bits == 64)
+        return call_autocorrelation<double>(x, shape, strides, step, tables, products, sums, threads);
+    throw std::invalid_argument("expected images of 32-bit or 64-bit floats");
 }
 
 // Both axes' stride, padding and dilation come as pairs.
@@ -165,6 +214,9 @@ PYBIND11_MODULE(_C, m) {
     namespace py = pybind11;
     m.def("build_info", &lrc::build_info, "How this extension was built.");
     m.attr("MAX_CUDA_SIDE") = lrc::kMaxCudaSide;
+    m.def("autocorrelation", &lrc::bind_autocorrelation, py::arg("x"), py::arg("bits"), py::arg("shape"),
+          py::arg("strides"), py::arg("step"), py::arg("tables"), py::arg("products"), py::arg("sums"),
+          py::arg("threads"));
     m.def("gram_tiles", &lrc::gram_tiles, py::arg("side"));
     m.def("gram", &lrc::bind_gram, py::arg("problems"), py::arg("out"), py::arg("tiles"), py::arg("bits"),
           py::arg("threads"));

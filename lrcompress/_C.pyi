@@ -14,6 +14,17 @@ MAX_CUDA_SIDE: int
 MAX_CUDA_ROWS: int
 
 def build_info() -> BuildInfo: ...
+def autocorrelation(
+    x: int,
+    bits: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    step: Sequence[int],
+    tables: Sequence[Tensor],
+    products: Tensor,
+    sums: Tensor,
+    threads: int,
+) -> None: ...
 def gram_tiles(side: int) -> int: ...
 def gram(problems: Tensor, out: Tensor, tiles: int, bits: int, threads: int) -> None: ...
 def lowrank_conv2d(

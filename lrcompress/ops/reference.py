@@ -81,3 +81,27 @@ def lowrank_linear(
     )
     z = F.linear(x.double(), blocks)
     return _ACTIVATIONS[activation](F.linear(z, U.double(), None if bias is None else bias.double()))
+
+
+def autocorrelation(
+    x: Tensor,  # [..., in] or [batch, in, *size]
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[tuple[int, int]],  # before and after each axis
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str = "zeros",
+) -> tuple[Tensor, Tensor, int]:  # products [groups, d, d], sums [groups, d], count
+    """Store every patch and multiply."""
+    if not kernel:
+        patches = x.double().reshape(-1, groups, x.shape[-1] // groups).transpose(0, 1)
+        return patches.mT @ patches, patches.sum(1), patches.shape[1]
+    mode = "constant" if padding_mode == "zeros" else padding_mode
+    x = F.pad(x.double(), [end for pad in reversed(padding) for end in pad], mode=mode)
+    for i, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
+    places = range(2, 2 + len(kernel))
+    inside = range(2 + len(kernel), x.ndim)
+    patches = x.permute(0, *places, 1, *inside).flatten(0, len(kernel)).flatten(1)
+    patches = patches.unflatten(1, (groups, -1)).transpose(0, 1)
+    return patches.mT @ patches, patches.sum(1), patches.shape[1]

@@ -1,0 +1,147 @@
+// The CPU twin against exact sums of small integers, added to what was there.
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "ops/autocorrelation.h"
+
+namespace {
+
+constexpr double kBefore = 0.5;  // no sum of integers
+
+struct Shape {
+    std::int64_t batch, groups, channels, rows, columns, kernel, stride, padding;
+    std::int64_t out(std::int64_t size) const { return (size + 2 * padding - kernel) / stride + 1; }
+};
+
+struct Tables {
+    std::vector<lrc::PatchOffset> offsets;
+    std::vector<lrc::PatchCell> cells;
+    std::vector<lrc::PatchWindow> windows;
+    std::vector<std::int64_t> parts;
+};
+
+// First pixel and number of places at which both kernel positions of an axis are inside the image.
+struct Span {
+    std::int64_t start, count;
+};
+
+Span span(const Shape& shape, std::int64_t size, std::int64_t u, std::int64_t v) {
+    Span found{0, 0};
+    for (std::int64_t place = 0; place < shape.out(size); ++place) {
+        const std::int64_t low = place * shape.stride - shape.padding + std::min(u, v);
+        const std::int64_t high = place * shape.stride - shape.padding + std::max(u, v);
+        if (low < 0 || high >= size) continue;
+        if (found.count++ == 0) found.start = place * shape.stride - shape.padding + u;
+    }
+    return found;
+}
+
+// Every pair of kernel positions is an offset of its own; its window is cut between the first row and the
+// others.
+Tables make_tables(const Shape& shape) {
+    Tables tables;
+    const std::int64_t area = shape.kernel * shape.kernel;
+    for (std::int64_t u = 0; u < area; ++u) {
+        for (std::int64_t v = u; v < area; ++v) {
+            const std::int64_t u_row = u / shape.kernel, u_column = u % shape.kernel;
+            const std::int64_t v_row = v / shape.kernel, v_column = v % shape.kernel;
+            const Span rows = span(shape, shape.rows, u_row, v_row);
+            const Span columns = span(shape, shape.columns, u_column, v_column);
+            const auto first_cell = static_cast<std::int64_t>(tables.cells.size());
+            if (rows.count > 0 && columns.count > 0) {
+                tables.cells.push_back({{0, rows.start, columns.start}, {1, 1, columns.count}});
+                if (rows.count > 1)
+                    tables.cells.push_back(
+                        {{0, rows.start + shape.stride, columns.start}, {1, rows.count - 1, columns.count}});
+            }
+            const auto end_cell = static_cast<std::int64_t>(tables.cells.size());
+            const auto first_part = static_cast<std::int64_t>(tables.parts.size());
+            for (std::int64_t cell = first_cell; cell < end_cell; ++cell) tables.parts.push_back(cell);
+            const auto window = static_cast<std::int64_t>(tables.windows.size());
+            tables.windows.push_back({u, v, first_part, first_part + end_cell - first_cell});
+            tables.offsets.push_back(
+                {{0, v_row - u_row, v_column - u_column}, first_cell, end_cell, window, window + 1});
+        }
+    }
+    return tables;
+}
+
+// Entry `d` = (channel, row, column) of the patch at a place of an image.
+template <class T>
+double patch(const lrc::AutocorrelationArgs<T>& args, const Shape& shape, std::int64_t image,
+             std::int64_t group, std::int64_t row, std::int64_t column, std::int64_t d) {
+    const std::int64_t y = row * shape.stride - shape.padding + d % args.area / shape.kernel;
+    const std::int64_t x = column * shape.stride - shape.padding + d % shape.kernel;
+    if (y < 0 || y >= shape.rows || x < 0 || x >= shape.columns) return 0;
+    return args.x[image * args.strides[0] + group * args.strides[1] + d / args.area * args.strides[2] +
+                  y * args.strides[4] + x * args.strides[5]];
+}
+
+template <class T> void run_case(const Shape& shape, bool channels_last, int threads) {
+    const std::int64_t area = shape.kernel * shape.kernel, side = shape.channels * area;
+    const std::int64_t image = shape.rows * shape.columns, all = shape.groups * shape.channels;
+    std::mt19937 random(1);
+    std::vector<T> x(shape.batch * all * image);
+    for (T& value : x) value = static_cast<T>(random() % 7) - 3;
+    std::vector<double> products(shape.groups * side * side, kBefore), sums(shape.groups * side, kBefore);
+    const Tables tables = make_tables(shape);
+    lrc::AutocorrelationArgs<T> args{
+        .x = x.data(),
+        .batch = shape.batch,
+        .groups = shape.groups,
+        .channels = shape.channels,
+        .sizes = {1, shape.rows, shape.columns},
+        .strides = {all * image, shape.channels * image, image, 0, shape.columns, 1},
+        .step = {1, shape.stride, shape.stride},
+        .area = area,
+        .offsets = tables.offsets.data(),
+        .offset_count = static_cast<std::int64_t>(tables.offsets.size()),
+        .cells = tables.cells.data(),
+        .windows = tables.windows.data(),
+        .parts = tables.parts.data(),
+        .products = products.data(),
+        .sums = sums.data(),
+        .threads = threads};
+    if (channels_last) {
+        const std::int64_t strides[] = {all * image, shape.channels, 1, 0, shape.columns * all, all};
+        std::copy_n(strides, 6, args.strides);
+    }
+    lrc::autocorrelation(lrc::Cpu{}, args);
+    std::vector<double> exact(products.size(), kBefore), exact_sums(sums.size(), kBefore);
+    for (std::int64_t at = 0; at < shape.batch * shape.groups; ++at) {
+        for (std::int64_t place = 0; place < shape.out(shape.rows) * shape.out(shape.columns); ++place) {
+            std::vector<double> entries(side);
+            const std::int64_t group = at % shape.groups;
+            for (std::int64_t d = 0; d < side; ++d) {
+                entries[d] = patch(args, shape, at / shape.groups, group, place / shape.out(shape.columns),
+                                   place % shape.out(shape.columns), d);
+                exact_sums[group * side + d] += entries[d];
+            }
+            for (std::int64_t d = 0; d < side; ++d) {
+                for (std::int64_t e = 0; e < side; ++e)
+                    exact[(group * side + d) * side + e] += entries[d] * entries[e];
+            }
+        }
+    }
+    check::expect(products == exact && sums == exact_sums, "%d bytes, %d channels, kernel %d, stride %d",
+                  static_cast<int>(sizeof(T)), static_cast<int>(shape.channels),
+                  static_cast<int>(shape.kernel), static_cast<int>(shape.stride));
+}
+
+}  // namespace
+
+int main() {
+    const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1, 0},  {2, 1, 3, 5, 4, 3, 1, 1},   {3, 2, 17, 4, 5, 3, 2, 1},
+                            {1, 1, 33, 3, 3, 2, 1, 0}, {2, 3, 8, 7, 6, 3, 1, 2},   {1, 1, 2, 1, 401, 1, 1, 0},
+                            {1, 1, 16, 2, 2, 3, 1, 3}, {1, 1, 40, 20, 20, 1, 1, 0}};
+    for (const Shape& shape : shapes) {
+        for (const int threads : {1, 3}) {
+            run_case<float>(shape, false, threads);
+            run_case<double>(shape, true, threads);
+        }
+    }
+    return check::failures != 0;
+}
