@@ -8,6 +8,7 @@
 
 #include "dispatch.h"
 #include "ops/gram.h"
+#include "ops/group_lasso.h"
 #include "ops/lowrank_conv2d.h"
 #include "ops/symmetric_eigenvalues.h"
 #include "tensor_view.h"
@@ -100,6 +101,34 @@ void bind_lowrank_conv2d(const TensorView& input, const TensorView& encoder, con
     });
 }
 
+py::tuple bind_group_lasso(const TensorView& curvature, const TensorView& linear, const TensorView& starts,
+                           const TensorView& thresholds, double energy, double tol, std::int64_t max_sweeps, double max_work,
+                           const TensorView& solution, const TensorView& gradient, int threads) {
+    const GroupLassoArgs args{.curvature = curvature.as<const double>(),
+                              .linear = linear.as<const double>(),
+                              .starts = starts.as<const std::int64_t>(),
+                              .thresholds = thresholds.as<const double>(),
+                              .energy = energy,
+                              .inputs = linear.shape[0],
+                              .outputs = linear.shape[1],
+                              .groups = thresholds.shape[0],
+                              .tol = tol,
+                              .max_sweeps = max_sweeps,
+                              .max_work = max_work,
+                              .solution = solution.as<double>(),
+                              .gradient = gradient.as<double>(),
+                              .threads = threads};
+    GroupLassoResult result{};
+    dispatch(curvature, [&](auto device) {
+        if constexpr (std::is_same_v<decltype(device), Cpu>) {
+            result = group_lasso(device, args);
+        } else {
+            throw std::invalid_argument("block coordinate descent runs on CPU tensors only");
+        }
+    });
+    return py::make_tuple(result.objective, result.duality_gap, result.sweeps, result.support);
+}
+
 }  // namespace
 }  // namespace lrc
 
@@ -110,6 +139,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("gram_tiles", &lrc::gram_tiles, py::arg("side"));
     m.def("gram", &lrc::bind_gram, py::arg("problems"), py::arg("out"), py::arg("tiles"), py::arg("bits"),
           py::arg("threads"));
+    m.def("group_lasso", &lrc::bind_group_lasso, py::arg("curvature"), py::arg("linear"), py::arg("starts"),
+          py::arg("thresholds"), py::arg("energy"), py::arg("tol"), py::arg("max_sweeps"),
+          py::arg("max_work"), py::arg("solution"), py::arg("gradient"), py::arg("threads"));
     m.def("lowrank_conv2d", &lrc::bind_lowrank_conv2d, py::arg("input"), py::arg("encoder"),
           py::arg("decoder"), py::arg("bias"), py::arg("out"), py::arg("stride"), py::arg("padding"),
           py::arg("dilation"), py::arg("groups"), py::arg("threads"));

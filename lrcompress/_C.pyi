@@ -15,6 +15,19 @@ MAX_CUDA_SIDE: int
 def build_info() -> BuildInfo: ...
 def gram_tiles(side: int) -> int: ...
 def gram(problems: Tensor, out: Tensor, tiles: int, bits: int, threads: int) -> None: ...
+def group_lasso(
+    curvature: Tensor,
+    linear: Tensor,
+    starts: Tensor,
+    thresholds: Tensor,
+    energy: float,
+    tol: float,
+    max_sweeps: int,
+    max_work: float,
+    solution: Tensor,
+    gradient: Tensor,
+    threads: int,
+) -> tuple[float, float, int, int]: ...
 def lowrank_conv2d(
     input: Tensor,
     encoder: Tensor,
