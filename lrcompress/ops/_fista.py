@@ -29,7 +29,15 @@ def fista(
     product = problem.curvature @ N
     point, point_product = N, product
     momentum = torch.ones(penalties, 1, 1, dtype=N.dtype, device=N.device)
-    for iteration in range(1, max_iter + 1):
+    for iteration in range(max_iter + 1):
+        if iteration % CHECK_EVERY == 0 or iteration == max_iter:
+            objective, gap = measure(problem, N, product - problem.linear, thresholds)
+            reached = running & (gap <= tol * objective)
+            best = torch.where(running[:, None, None], N, best)
+            done[reached] = iteration
+            running &= ~reached
+            if iteration == max_iter or not running.any():
+                break
         forward = point - (point_product - problem.linear) / lipschitz
         new = shrink(problem, forward, thresholds / lipschitz)
         new_product = problem.curvature @ new
@@ -40,14 +48,6 @@ def fista(
         point = new + beta * (new - N)
         point_product = new_product + beta * (new_product - product)
         N, product, momentum = new, new_product, grown
-        if iteration % CHECK_EVERY == 0 or iteration == max_iter:
-            objective, gap = measure(problem, N, product - problem.linear, thresholds)
-            reached = running & (gap <= tol * objective)
-            best = torch.where(running[:, None, None], N, best)
-            done[reached] = iteration
-            running &= ~reached
-            if not running.any():
-                break
     return best, done
 
 

@@ -17,6 +17,7 @@ Target = tuple[Tensor, float | Tensor]  # E[y x^T] [out, in] and E|y|^2
 METHODS = ("auto", "bcd", "fista")
 # Of the tolerance, what the solvers aim at: the certificate is rounded differently.
 AIM = 0.9
+CERTIFIED_AT_ONCE = 2**22  # entries of M
 
 
 @dataclass(frozen=True)
@@ -139,18 +140,19 @@ def _solve(
     found: dict[int, GroupLasso] = {}
     order = sorted(range(len(penalties)), key=lambda i: -penalties[i])
     positive = [i for i in order if penalties[i] > 0]
-    thresholds = given.R.new_tensor([penalties[i] for i in positive])[:, None] * scales
     if positive:
         problem = make_problem(given, ids)
-        shape = given.cross.shape
+        thresholds = given.R.new_tensor([penalties[i] for i in positive])[:, None] * scales[problem.kept]
         start = torch.zeros_like(problem.linear) if initial is None else problem.into(initial.to(given.R))
-        if method == "fista" or (method == "auto" and not given.R.device.type == "cpu"):
-            solved = _by_fista(problem, thresholds[:, problem.kept], AIM * tol, max_iter, start)
+        if len(problem.kept) == 0:
+            solved = [(start, 0)] * len(positive)
+        elif method == "fista" or (method == "auto" and not given.R.device.type == "cpu"):
+            solved = _by_fista(problem, thresholds, AIM * tol, max_iter, start)
         else:
-            solved = _by_descent(problem, thresholds[:, problem.kept], AIM * tol, max_iter, start)
-        for i, threshold, (N, iterations) in zip(positive, thresholds, solved, strict=True):
-            M = problem.out_of(N, shape)
-            found[i] = certify(given, ids, threshold, M, penalties[i], iterations, tol)
+            solved = _by_descent(problem, thresholds, AIM * tol, max_iter, start)
+        answers = [(problem.out_of(N, given.cross.shape), iterations) for N, iterations in solved]
+        certified = certify(given, ids, scales, [penalties[i] for i in positive], answers, tol)
+        found = dict(zip(positive, certified, strict=True))
     for i in order[len(positive) :]:
         found[i] = _unpenalised(given, tol)
     return [found[i] for i in range(len(penalties))]
@@ -180,8 +182,6 @@ def _by_fista(
     N: Tensor,  # [rows, outputs]
 ) -> list[tuple[Tensor, int]]:
     """Walk down the path on the CPU; elsewhere solve all penalties at once, for which warm starts save little."""
-    if len(problem.kept) == 0:
-        return [(N, 0)] * len(thresholds)
     lipschitz = torch.linalg.eigvalsh(problem.curvature)[-1]
     if problem.curvature.device.type != "cpu":
         together, counts = fista(
@@ -199,28 +199,45 @@ def _by_fista(
 def certify(
     given: Moments,
     ids: Tensor,  # int64 [in]
-    thresholds: Tensor,  # [groups], > 0
-    M: Tensor,  # [out, in]
-    penalty: float,
-    iterations: int,
+    scales: Tensor,  # [groups]
+    penalties: list[float],  # > 0
+    answers: list[tuple[Tensor, int]],  # of each penalty: M [out, in], iterations
     tol: float,
-) -> GroupLasso:
-    """Compute the objective, the duality gap and the KKT residual of M from the definitions."""
-    groups = len(thresholds)
+) -> list[GroupLasso]:
+    """Compute the objective, the duality gap and the KKT residual of each M from the definitions."""
+    certified = []
+    at_once = max(1, CERTIFIED_AT_ONCE // max(1, given.cross.numel()))
+    for begin in range(0, len(answers), at_once):
+        some = slice(begin, begin + at_once)
+        thresholds = given.R.new_tensor(penalties[some])[:, None] * scales
+        table = _certificates(given, ids, thresholds, torch.stack([M for M, _ in answers[some]])).tolist()
+        for penalty, (M, iterations), numbers in zip(penalties[some], answers[some], table, strict=True):
+            objective, gap, off = numbers
+            certified.append(GroupLasso(M, penalty, objective, gap, off, iterations, gap <= tol * objective))
+    return certified
+
+
+def _certificates(
+    given: Moments,
+    ids: Tensor,  # int64 [in]
+    thresholds: Tensor,  # [penalties, groups], > 0
+    M: Tensor,  # [penalties, out, in]
+) -> Tensor:  # [penalties, 3]: objective, duality gap, KKT residual
+    groups = thresholds.shape[1]
     gradient = given.gradient(M)
     residual, aligned = given.residual(M, gradient)
     norms = _column_norms(M, ids, groups)
-    cost = (thresholds * norms).sum()
     slopes = _column_norms(gradient, ids, groups)
-    gap = 0.0
-    if groups:
-        gap = float(duality_gap(residual[None], aligned[None], cost[None], slopes[None], thresholds[None]))
-    pull = torch.where(norms > 0, thresholds / norms, 0.0)
-    off = _column_norms(gradient + M * pull[ids], ids, groups)
-    off = torch.where(norms > 0, off, (slopes - thresholds).clamp(min=0))
-    objective = float(residual / 2 + cost)
-    worst = float(off.max()) if groups else 0.0
-    return GroupLasso(M, penalty, objective, gap, worst, iterations, gap <= tol * objective)
+    cost = (thresholds * norms).sum(1)
+    objective = residual / 2 + cost
+    if groups == 0:
+        return torch.stack([objective, torch.zeros_like(cost), torch.zeros_like(cost)], 1)
+    gap = duality_gap(residual, aligned, cost, slopes, thresholds)
+    active = norms > 0
+    pull = torch.where(active, thresholds / norms, 0.0)
+    off = _column_norms(gradient.addcmul(M, pull[:, None, ids]), ids, groups)
+    off = torch.where(active, off, (slopes - thresholds).clamp(min=0))
+    return torch.stack([objective, gap, off.amax(1)], 1)
 
 
 def _unpenalised(given: Moments, tol: float) -> GroupLasso:
@@ -239,11 +256,12 @@ def _unpenalised(given: Moments, tol: float) -> GroupLasso:
 
 
 def _column_norms(
-    matrix: Tensor,  # [out, in]
+    matrix: Tensor,  # [..., out, in]
     ids: Tensor,  # int64 [in]
     groups: int,
-) -> Tensor:  # [groups]
-    return matrix.new_zeros(groups).index_add_(0, ids, matrix.square().sum(0)).sqrt()
+) -> Tensor:  # [..., groups]
+    squares = matrix.square().sum(-2)
+    return squares.new_zeros(*squares.shape[:-1], groups).index_add_(-1, ids, squares).sqrt()
 
 
 def _checked_penalties(penalties: Sequence[float]) -> list[float]:
