@@ -1,11 +1,12 @@
-"""Group-lasso paths to a certified gap: ours against skglm, celer, scikit-learn, adelie and a plain FISTA, in one run.
+"""Group-lasso paths to a certified gap: ours, skglm, celer, scikit-learn, adelie and FISTA, in one run.
 
 python bench/group_lasso.py [--threads 1] [--json bench/results/group_lasso.json]
 
-20 penalties from penalty_max to a thousandth of it, each solver warm-started. A solver gets the loosest of its own
-tolerances 1e-2, 1e-3, ... with which every answer meets the target by our float64 duality gap, and only that
-run is counted. Data preparation (a square root of R for the peers that want rows) is not in their time; ours
-includes all checks and certificates. LRCOMPRESS_DATA adds layers of ResNet20 and the pixels of MNIST.
+20 penalties from penalty_max to a thousandth of it, each solver warm-started. A solver gets the loosest of
+its own tolerances 1e-2, 1e-3, ... with which every answer meets the target by our float64 duality gap, and
+only that run is counted. Data preparation (a square root of R for the peers that want rows) is not in their
+time; ours includes all checks and certificates.
+LRCOMPRESS_DATA adds layers of ResNet20 and the pixels of MNIST.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class Problem:
 def synthetic(out: int, channels: int, area: int) -> Problem:
     """Correlated features behind a ReLU, of different scales."""
     inner, count = channels * area, 4 * channels * area
-    hidden = torch.randn(count, inner // 4, dtype=torch.float64) @ torch.randn(inner // 4, inner, dtype=torch.float64)
+    hidden = torch.randn(count, inner // 4, dtype=torch.float64) @ torch.randn(
+        inner // 4, inner, dtype=torch.float64
+    )
     noise = 0.3 * torch.randn(count, inner, dtype=torch.float64)
     x = F.relu((hidden / (inner // 4) ** 0.5 + noise) * 2 * torch.rand(inner, dtype=torch.float64))
     weight = torch.randn(out, inner, dtype=torch.float64) / inner**0.5
@@ -282,7 +285,9 @@ def compare(problem: Problem, repeats: int) -> list[dict[str, Any]]:
                 times[name] = time_of(problem, found[name], penalties, target) if known else None
                 if name in found and times[name] is None:
                     given_up.add(name)
-                row[name] = times[name] if times[name] is not None else f"> {PATIENCE:g}" if name in found else "-"
+                row[name] = (
+                    times[name] if times[name] is not None else f"> {PATIENCE:g}" if name in found else "-"
+                )
             best = min((t for t in times.values() if t is not None), default=None)
             row["best peer / ours"] = best / mine if best is not None else f"> {PATIENCE / mine:.0f}"
             rows.append(row)

@@ -101,11 +101,14 @@ void bind_lowrank_conv2d(const TensorView& input, const TensorView& encoder, con
     });
 }
 
-py::tuple bind_group_lasso(const TensorView& curvature, const TensorView& linear, const TensorView& starts,
-                           const TensorView& thresholds, double energy, double tol, std::int64_t max_sweeps, double max_work,
-                           const TensorView& solution, const TensorView& gradient, int threads) {
+py::tuple bind_group_lasso(const TensorView& curvature, const TensorView& linear,
+                           const std::optional<TensorView>& weight, const TensorView& starts,
+                           const TensorView& thresholds, double energy, double tol, std::int64_t max_sweeps,
+                           double max_work, const TensorView& solution, const TensorView& gradient,
+                           int threads) {
     const GroupLassoArgs args{.curvature = curvature.as<const double>(),
                               .linear = linear.as<const double>(),
+                              .weight = weight ? weight->as<const double>() : nullptr,
                               .starts = starts.as<const std::int64_t>(),
                               .thresholds = thresholds.as<const double>(),
                               .energy = energy,
@@ -139,8 +142,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("gram_tiles", &lrc::gram_tiles, py::arg("side"));
     m.def("gram", &lrc::bind_gram, py::arg("problems"), py::arg("out"), py::arg("tiles"), py::arg("bits"),
           py::arg("threads"));
-    m.def("group_lasso", &lrc::bind_group_lasso, py::arg("curvature"), py::arg("linear"), py::arg("starts"),
-          py::arg("thresholds"), py::arg("energy"), py::arg("tol"), py::arg("max_sweeps"),
+    m.def("group_lasso", &lrc::bind_group_lasso, py::arg("curvature"), py::arg("linear"), py::arg("weight"),
+          py::arg("starts"), py::arg("thresholds"), py::arg("energy"), py::arg("tol"), py::arg("max_sweeps"),
           py::arg("max_work"), py::arg("solution"), py::arg("gradient"), py::arg("threads"));
     m.def("lowrank_conv2d", &lrc::bind_lowrank_conv2d, py::arg("input"), py::arg("encoder"),
           py::arg("decoder"), py::arg("bias"), py::arg("out"), py::arg("stride"), py::arg("padding"),

@@ -18,6 +18,7 @@ def gram(problems: Tensor, out: Tensor, tiles: int, bits: int, threads: int) -> 
 def group_lasso(
     curvature: Tensor,
     linear: Tensor,
+    weight: Tensor | None,
     starts: Tensor,
     thresholds: Tensor,
     energy: float,

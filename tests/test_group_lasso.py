@@ -13,8 +13,8 @@ DEVICES = [
 ]
 METHODS = ["bcd", "fista"]
 TOL = 1e-8
-# Outputs, channels, kernel area: 0, 1, primes, more outputs than inputs, and around the vectors (4, 8, 16, 24,
-# 32 outputs) and the rows (1, 2, 3 at a time) of the native gradient.
+# Outputs, channels, kernel area: 0, 1, primes, more outputs than inputs, and around the vectors (4, 8, 16,
+# 24, 32 outputs) and the rows (1, 2, 3 at a time) of the native gradient.
 SHAPES = [
     *((out, channels, 1) for out in (1, 3, 4, 8, 31, 33) for channels in (1, 7)),
     *((16, channels, area) for channels in (1, 5) for area in (2, 3, 4, 9)),
@@ -143,6 +143,13 @@ def test_wide_scales_and_rank_deficiency(method: str) -> None:
         penalty = 0.1 * ops.penalty_max(matrix, weight, 3)
         found = ops.group_lasso(matrix, weight, penalty, 3, method, 1e-6, max_iter=100_000)
         assert_certified(matrix, weight, torch.arange(18) // 3, found, 1e-6)
+
+
+@pytest.mark.parametrize("share", [1e-6, 1e-9])
+def test_tiny_penalties_do_not_drown_in_rounding(share: float) -> None:
+    R, W = moments(12, 5)
+    found = ops.group_lasso(R, W, share * ops.penalty_max(R, W, 3), 3, max_iter=1000)
+    assert_certified(R, W, torch.arange(12) // 3, found, 1e-6)
 
 
 def test_target_is_the_same_problem_and_least_squares_at_zero() -> None:

@@ -71,8 +71,7 @@ LRC_INLINE void gradient_rows(const GroupLassoArgs& args, const std::int64_t* su
     for (; column + 2 * kLanes <= args.outputs; column += 2 * kLanes) {
         gradient_tile<Rows, 2>(args, support, count, row, column);
     }
-    for (; column < args.outputs; column += kLanes)
-        gradient_tile<Rows, 1>(args, support, count, row, column);
+    for (; column < args.outputs; column += kLanes) gradient_tile<Rows, 1>(args, support, count, row, column);
 }
 
 LRC_INLINE void gradient_range(const GroupLassoArgs& args, const std::int64_t* support, std::int64_t count,
@@ -190,9 +189,15 @@ LRC_MULTIVERSION double sweep(const GroupLassoArgs& args, const std::vector<std:
     return largest;
 }
 
+struct Residual {
+    double square;
+    double aligned;
+};
+
 class Solver {
   public:
-    explicit Solver(const GroupLassoArgs& args) : args_(args), iterate_{std::vector<double>(args.groups), {}, {}, {}} {
+    explicit Solver(const GroupLassoArgs& args)
+        : args_(args), iterate_{std::vector<double>(args.groups), {}, {}, {}} {
         std::int64_t largest = 0;
         for (std::int64_t g = 0; g < args.groups; ++g) {
             largest = std::max(largest, args.starts[g + 1] - args.starts[g]);
@@ -244,7 +249,8 @@ class Solver {
         working_.clear();
         for (std::int64_t g = 0; g < args_.groups; ++g) {
             const double threshold = args_.thresholds[g];
-            if (iterate_.norms[g] > 0 || square_of(args_.gradient, g) > threshold * threshold) working_.push_back(g);
+            if (iterate_.norms[g] > 0 || square_of(args_.gradient, g) > threshold * threshold)
+                working_.push_back(g);
         }
     }
 
@@ -255,31 +261,40 @@ class Solver {
     void refresh_gradient() {
         const std::int64_t tasks = (args_.inputs + kRowsATask - 1) / kRowsATask;
         parallel_for(args_.threads, tasks, [&](int, std::int64_t task) noexcept {
-            compute_gradient(args_, iterate_.support.data(), static_cast<std::int64_t>(iterate_.support.size()),
-                             task * kRowsATask, std::min((task + 1) * kRowsATask, args_.inputs));
+            compute_gradient(args_, iterate_.support.data(),
+                             static_cast<std::int64_t>(iterate_.support.size()), task * kRowsATask,
+                             std::min((task + 1) * kRowsATask, args_.inputs));
         });
     }
 
-    // With Y - M X the residual, |.|^2 = energy - <B, M> + <G, M>: the dual point is the residual, scaled until
-    // all groups are feasible.
-    void measure(GroupLassoResult& result) {
-        double fitted = 0, slope = 0, scale = 1;
+    // The squared length of the residual y - M x, <M - W, G> or energy - <B, M> + <G, M>, and its product
+    // with y, -<G, W> or energy - <B, M>. What needs W does not cancel where the residual is small.
+    Residual residual() const {
+        double slope = 0, fitted = 0;
         for (const std::int64_t row : iterate_.support) {
             const double* m = args_.solution + row * args_.outputs;
-            fitted += dot(args_.linear + row * args_.outputs, m, args_.outputs);
             slope += dot(args_.gradient + row * args_.outputs, m, args_.outputs);
+            if (args_.weight == nullptr) fitted += dot(args_.linear + row * args_.outputs, m, args_.outputs);
         }
+        const double aligned = args_.weight == nullptr
+                                   ? args_.energy - fitted
+                                   : -dot(args_.gradient, args_.weight, args_.inputs * args_.outputs);
+        return {std::max(0.0, aligned + slope), aligned};
+    }
+
+    // The dual point is the residual, scaled until all groups are feasible.
+    void measure(GroupLassoResult& result) {
+        double scale = 1;
         penalty_ = 0;
         for (std::int64_t g = 0; g < args_.groups; ++g) {
             penalty_ += args_.thresholds[g] * iterate_.norms[g];
             const double norm = std::sqrt(square_of(args_.gradient, g));
             if (norm * scale > args_.thresholds[g]) scale = args_.thresholds[g] / norm;
         }
-        const double aligned = args_.energy - fitted;
-        const double residual = std::max(0.0, aligned + slope);
-        if (residual > 0) scale = std::clamp(aligned / residual, 0.0, scale);
-        result.objective = residual / 2 + penalty_;
-        result.duality_gap = result.objective - scale * aligned + scale * scale * residual / 2;
+        const auto [square, aligned] = residual();
+        if (square > 0) scale = std::clamp(aligned / square, 0.0, scale);
+        result.objective = square / 2 + penalty_;
+        result.duality_gap = result.objective - scale * aligned + scale * scale * square / 2;
     }
 
     const GroupLassoArgs& args_;

@@ -16,6 +16,7 @@ namespace lrc {
 struct GroupLassoArgs {
     const double* curvature;     // A [inputs, inputs]
     const double* linear;        // B [inputs, outputs]
+    const double* weight;        // W [inputs, outputs] with B = A W and energy = <B, W>, or null
     const std::int64_t* starts;  // [groups + 1], rows of group g: [starts[g], starts[g + 1])
     const double* thresholds;    // [groups], > 0
     double energy;               // f(0) = energy / 2, the least with which the minimum over all M is >= 0

@@ -35,6 +35,7 @@ def descend(
         objective, gap, sweeps, support = _C.group_lasso(
             problem.curvature,
             problem.linear,
+            problem.weight,
             problem.starts,
             thresholds,
             problem.energy,
@@ -60,8 +61,8 @@ def newton_step(
 ) -> None:
     """Take one Newton step on the groups that are not zero, its length by search.
 
-    With u_g = N_g / |N_g| and D = diag(threshold / |N_g|), the Hessian is (A + D) (x) I - U D U^T: its inverse
-    needs the inverse of A + D and, by Woodbury's identity, one system with an unknown a group.
+    With u_g = N_g / |N_g| and D = diag(threshold / |N_g|), the Hessian is (A + D) (x) I - U D U^T: its
+    inverse needs that of A + D and, by Woodbury's identity, one system with an unknown a group.
     """
     norms = problem.norms(N)
     rows = (norms > 0)[problem.group].nonzero()[:, 0]

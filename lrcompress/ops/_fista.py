@@ -69,10 +69,15 @@ def measure(
     thresholds: Tensor,  # [penalties, groups]
 ) -> tuple[Tensor, Tensor]:  # [penalties], [penalties]
     """Return the objective and the duality gap."""
-    aligned = problem.energy - (problem.linear * N).sum((1, 2))
+    if problem.weight is None:
+        aligned = problem.energy - (problem.linear * N).sum((1, 2))
+    else:
+        aligned = -(gradient * problem.weight).sum((1, 2))  # does not cancel where the residual is small
     residual = (aligned + (gradient * N).sum((1, 2))).clamp(min=0)
     penalty = (thresholds * problem.norms(N)).sum(1)
-    return residual / 2 + penalty, duality_gap(residual, aligned, penalty, problem.norms(gradient), thresholds)
+    return residual / 2 + penalty, duality_gap(
+        residual, aligned, penalty, problem.norms(gradient), thresholds
+    )
 
 
 def duality_gap(

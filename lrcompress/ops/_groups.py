@@ -29,7 +29,8 @@ def group_ids(groups: Groups, columns: int) -> Tensor:  # int64 [columns], 0 to 
     if all(isinstance(group, int) for group in groups):
         if len(groups) != columns:
             raise ValueError(f"groups must name a group for each of the {columns} columns, got {len(groups)}")
-        return torch.unique(torch.tensor(groups, dtype=torch.int64), return_inverse=True)[1]
+        numbers: Tensor = torch.unique(torch.tensor(groups, dtype=torch.int64), return_inverse=True)[1]
+        return numbers
     ids = torch.full((columns,), -1, dtype=torch.int64)
     for number, group in enumerate(groups):
         assert not isinstance(group, int)
@@ -37,7 +38,9 @@ def group_ids(groups: Groups, columns: int) -> Tensor:  # int64 [columns], 0 to 
             raise ValueError(f"groups[{number}] is empty")
         for column in group:
             if not 0 <= column < columns:
-                raise ValueError(f"groups[{number}] holds column {column}, but columns are 0 to {columns - 1}")
+                raise ValueError(
+                    f"groups[{number}] holds column {column}, but columns are 0 to {columns - 1}"
+                )
             if ids[column] >= 0:
                 raise ValueError(f"column {column} is in groups {int(ids[column])} and {number}")
             ids[column] = number
@@ -56,12 +59,13 @@ class Problem:
 
     curvature: Tensor  # [rows, rows], diagonal within each group
     linear: Tensor  # [rows, outputs], outputs padded with zeros to whole vectors
+    weight: Tensor | None  # [rows, outputs], of the moments
     energy: float
     group: Tensor  # int64 [rows], ascending, numbers of the groups that are left
     starts: Tensor  # int64 [groups + 1]
     kept: Tensor  # int64 [groups], their numbers in the caller's order
     columns: Tensor  # int64 [rows]
-    rotation: list[tuple[Tensor, Tensor]]  # of each group size above 1: rows [count, size], [count, size, size]
+    rotation: list[tuple[Tensor, Tensor]]  # of each size above 1: rows [count, size], [count, size, size]
     basis: Tensor | None  # [out, outputs], orthonormal, where there are more outputs than inputs
 
     def norms(
@@ -70,16 +74,16 @@ class Problem:
     ) -> Tensor:  # [..., groups]
         """Return the Frobenius norm of each group."""
         squares = matrix.square().sum(-1)
-        return squares.new_zeros(*squares.shape[:-1], len(self.kept)).index_add_(-1, self.group, squares).sqrt()
+        return (
+            squares.new_zeros(*squares.shape[:-1], len(self.kept)).index_add_(-1, self.group, squares).sqrt()
+        )
 
     def into(
         self,
         M: Tensor,  # [out, in]
     ) -> Tensor:  # [rows, outputs]
         """Change to the coordinates of N."""
-        inner = M if self.basis is None else self.basis.T @ M
-        rows = rotate(inner.T[self.columns], self.rotation, back=False)
-        return torch.nn.functional.pad(rows, (0, self.linear.shape[1] - rows.shape[1])).contiguous()
+        return _into(M, self.columns, self.rotation, self.basis)
 
     def out_of(
         self,
@@ -127,10 +131,22 @@ def make_problem(
         rotation.append((rows, torch.linalg.eigh(R[rows[:, :, None], rows[:, None, :]]).eigenvectors))
     R = rotate(rotate(R, rotation, back=False).T, rotation, back=False)
     R.diagonal().clamp_(min=0)
-    linear, basis = cross[:, columns], None
-    if linear.shape[0] > linear.shape[1]:
+    basis = None
+    if cross.shape[0] > len(columns):
         # M = basis N: the norms of columns stay, and what is orthogonal to the targets' span is zero.
-        basis, linear = torch.linalg.qr(linear)
-    linear = rotate(linear.T, rotation, back=False)
-    linear = torch.nn.functional.pad(linear, (0, -linear.shape[1] % LANES)).contiguous()
-    return Problem(R.contiguous(), linear, moments.energy, group, starts, kept, columns, rotation, basis)
+        basis = torch.linalg.qr(cross[:, columns]).Q
+    linear = _into(cross, columns, rotation, basis)
+    weight = None if moments.weight is None else _into(moments.weight, columns, rotation, basis)
+    energy = moments.energy
+    return Problem(R.contiguous(), linear, weight, energy, group, starts, kept, columns, rotation, basis)
+
+
+def _into(
+    M: Tensor,  # [out, in]
+    columns: Tensor,
+    rotation: list[tuple[Tensor, Tensor]],
+    basis: Tensor | None,
+) -> Tensor:  # [rows, outputs]
+    inner = M[:, columns] if basis is None else basis.T @ M[:, columns]
+    rows = rotate(inner.T, rotation, back=False)
+    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % LANES)).contiguous()

@@ -30,7 +30,9 @@ class Moments(NamedTuple):
         if self.weight is None:
             aligned = self.energy - (self.cross * M).sum((-2, -1))
             return (aligned + (gradient * M).sum((-2, -1))).clamp(min=0), aligned
-        return ((M - self.weight) * gradient).sum((-2, -1)).clamp(min=0), -(gradient * self.weight).sum((-2, -1))
+        return ((M - self.weight) * gradient).sum((-2, -1)).clamp(min=0), -(gradient * self.weight).sum(
+            (-2, -1)
+        )
 
 
 def moments(
@@ -45,7 +47,9 @@ def moments(
             eigenvalue, beyond the rounding of its dtype.
     """
     if R.ndim != 2 or R.shape[0] != R.shape[1] or not R.dtype.is_floating_point:
-        raise ValueError(f"R must be a square floating matrix [in, in], got {R.dtype} of shape {tuple(R.shape)}")
+        raise ValueError(
+            f"R must be a square floating matrix [in, in], got {R.dtype} of shape {tuple(R.shape)}"
+        )
     if (weight is None) == (target is None):
         raise ValueError(f"give a weight or a target, got {'neither' if weight is None else 'both'}")
     name, matrix = ("weight", weight) if target is None else ("target[0]", target[0])

@@ -77,10 +77,10 @@ def group_lasso(
 ) -> GroupLasso | list[GroupLasso]:
     """Minimise ``1/2 tr((W - M) R (W - M)^T) + penalty sum_g group_weights[g] ||M_g||_F`` over M.
 
-    ``groups`` is None (every column), the number of consecutive columns of each group (a convolution's kernel
-    area), the group of each column (weighted in the order of their numbers), or lists of columns. ``target`` =
-    (E[y x^T], E|y|^2) replaces the first term by ``1/2 E|y - M x|^2``. A sequence of penalties is a path: each
-    is solved from the solution of the next larger one, and the answers come in the order given.
+    ``groups`` is None (every column), the number of consecutive columns of each group (a convolution's
+    kernel area), the group of each column (weighted in the order of their numbers), or lists of columns.
+    ``target`` = (E[y x^T], E|y|^2) replaces the first term by ``1/2 E|y - M x|^2``. A sequence of penalties
+    is a path: each is solved from the solution of the next larger one, and answers come in the order given.
 
     Everything is float64 and stays on R's device. ``tol`` bounds the duality gap relative to the objective;
     gap and KKT residual are computed anew from the solution that is returned, in the caller's coordinates.
@@ -88,15 +88,15 @@ def group_lasso(
     negative within the rounding of its dtype are taken as they are. Columns with R_jj = 0 are zero in M; with
     penalty 0, M is otherwise the weight, or the least-squares solution.
 
-    ``bcd``, on the CPU alone, is block coordinate descent over an active set with Newton steps on the support:
-    an inverse of the size of the support a step. ``fista`` needs one product M R an iteration, and solves a
+    ``bcd``, on the CPU alone, is block coordinate descent over an active set with Newton steps on the
+    support, each an inverse of the support's size. ``fista`` needs one product M R an iteration, and solves a
     path's penalties together on a GPU. ``auto`` is ``bcd`` on the CPU and ``fista`` elsewhere.
 
     Raises:
         ValueError: a shape, value or device is not as annotated, the groups are no partition, or R is not
             symmetric or has a negative eigenvalue, beyond rounding.
-    Source: Robin and Jain, Linear Neural Reconstruction; Beck and Teboulle (2009); Qin, Scheinberg and Goldfarb
-        (2013); Yang and Hastie (2024).
+    Source: Robin and Jain, Linear Neural Reconstruction; Beck and Teboulle (2009); Qin, Scheinberg and
+        Goldfarb (2013); Yang and Hastie (2024).
     """
     given = moments(R, weight, target)
     ids = group_ids(groups, R.shape[0]).to(R.device)
@@ -146,7 +146,7 @@ def _solve(
         start = torch.zeros_like(problem.linear) if initial is None else problem.into(initial.to(given.R))
         if len(problem.kept) == 0:
             solved = [(start, 0)] * len(positive)
-        elif method == "fista" or (method == "auto" and not given.R.device.type == "cpu"):
+        elif method == "fista" or (method == "auto" and given.R.device.type != "cpu"):
             solved = _by_fista(problem, thresholds, AIM * tol, max_iter, start)
         else:
             solved = _by_descent(problem, thresholds, AIM * tol, max_iter, start)
@@ -181,7 +181,7 @@ def _by_fista(
     max_iter: int,
     N: Tensor,  # [rows, outputs]
 ) -> list[tuple[Tensor, int]]:
-    """Walk down the path on the CPU; elsewhere solve all penalties at once, for which warm starts save little."""
+    """Walk down the path on the CPU; elsewhere solve all at once, for warm starts save little."""
     lipschitz = torch.linalg.eigvalsh(problem.curvature)[-1]
     if problem.curvature.device.type != "cpu":
         together, counts = fista(
@@ -307,5 +307,7 @@ def _checked_group_weights(
         )
     scales = group_weights.detach().to(ids.device, torch.float64)
     if not (scales.isfinite() & (scales > 0)).all():
-        raise ValueError(f"group_weights must be positive and finite, got {float(scales.min()):g} as the least")
+        raise ValueError(
+            f"group_weights must be positive and finite, got {float(scales.min()):g} as the least"
+        )
     return scales

@@ -15,8 +15,8 @@ def nuclear_norm(
 
     The minimum shrinks each singular value of W T by the penalty, so it is exact and takes one
     eigendecomposition: of W R W^T, whose eigenvalues are their squares. With its eigenvectors Q and
-    f = (1 - penalty / s)_+ it is M = Q diag(f) Q^T W, which needs no inverse of T: R may be singular. The rank
-    is the number of singular values above the penalty and above 1e-8 of the largest, and may be 0.
+    f = (1 - penalty / s)_+ it is M = Q diag(f) Q^T W, which needs no inverse of T: R may be singular. The
+    rank is the number of singular values above the penalty and above 1e-8 of the largest, and may be 0.
 
     Raises:
         ValueError: a shape, value or device is not as annotated, or R is not symmetric or has a negative

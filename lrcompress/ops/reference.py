@@ -88,4 +88,5 @@ def nuclear_norm(
     values, vectors = torch.linalg.eigh(R.double())
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     left, shrunk, right = torch.linalg.svd(weight.double() @ root, full_matrices=False)
-    return (left * (shrunk - penalty).clamp(min=0)) @ right @ torch.linalg.pinv(root, hermitian=True)
+    M: Tensor = (left * (shrunk - penalty).clamp(min=0)) @ right @ torch.linalg.pinv(root, hermitian=True)
+    return M
