@@ -34,7 +34,7 @@ TARGETS = (1e-2, 1e-4, 1e-6)
 PENALTIES = torch.logspace(0, -3, 20, dtype=torch.float64).tolist()
 HALF = len(PENALTIES) // 2
 LADDER = [10.0**-k for k in range(2, 13)]
-PATIENCE = 6.0  # seconds that a peer may take for a path before it is given up
+PATIENCE = 2.0  # seconds that a peer may take for a path before it is given up
 IMAGES = 200
 Solve = Callable[[float], Iterator[Tensor]]  # a peer's tolerance -> its solutions M, one a penalty
 
