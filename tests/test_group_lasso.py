@@ -231,6 +231,13 @@ def test_iterations_that_run_out_are_said_so(method: str) -> None:
     assert again.iterations == 0
 
 
+def test_rounding_ends_what_no_iteration_can_improve() -> None:
+    R, W = moments(40, 12)
+    stuck = ops.group_lasso(R, W, 0.1 * ops.penalty_max(R, W), method="bcd", tol=1e-300)
+    assert stuck.duality_gap <= 1e-12 * stuck.objective
+    assert stuck.iterations < 10_000
+
+
 def test_threads_do_not_change_the_bits() -> None:
     R, W = moments(63, 20)
     penalty = 0.1 * ops.penalty_max(R, W, 9)

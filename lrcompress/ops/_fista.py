@@ -91,4 +91,4 @@ def duality_gap(
     tiny = torch.finfo(residual.dtype).tiny
     feasible = (thresholds / slopes.clamp(min=tiny)).amin(1).clamp(max=1)
     scale = torch.minimum((aligned / residual.clamp(min=tiny)).clamp(min=0), feasible)
-    return residual / 2 + penalty - scale * aligned + scale.square() * residual / 2
+    return (residual / 2 + penalty - scale * aligned + scale.square() * residual / 2).clamp(min=0)

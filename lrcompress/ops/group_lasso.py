@@ -84,9 +84,10 @@ def group_lasso(
 
     Everything is float64 and stays on R's device. ``tol`` bounds the duality gap relative to the objective;
     gap and KKT residual are computed anew from the solution that is returned, in the caller's coordinates.
-    Check ``converged``: with ``max_iter`` reached the best so far is returned. Eigenvalues of R that are
-    negative within the rounding of its dtype are taken as they are. Columns with R_jj = 0 are zero in M; with
-    penalty 0, M is otherwise the weight, or the least-squares solution.
+    Check ``converged``: where ``max_iter`` or the limits of rounding are reached first, what was found till
+    then is returned. Eigenvalues of R that are negative within the rounding of its dtype are taken as they
+    are. Columns with R_jj = 0 are zero in M; with penalty 0, M is otherwise the weight, or the least-squares
+    solution.
 
     ``bcd``, on the CPU alone, is block coordinate descent over an active set with Newton steps on the
     support, each an inverse of the support's size. ``fista`` needs one product M R an iteration, and solves a
