@@ -57,6 +57,7 @@ gpu: build  ## on a machine with a GPU: correctness, compute-sanitizer, timings
 bench: build  ## all benchmarks, results into bench/results/
 	$(BIN)/python bench/singular_values.py --json bench/results/singular_values.json
 	$(BIN)/python bench/truncated_svd.py --json bench/results/truncated_svd.json
+	$(BIN)/python bench/group_lasso.py --threads 1 --json bench/results/group_lasso.json
 	$(BIN)/python bench/lowrank_conv2d.py --json bench/results/lowrank_conv2d.json
 	$(BIN)/python bench/lowrank_linear.py --json bench/results/lowrank_linear.json
 	$(BIN)/python bench/lowrank.py --json bench/results/lowrank.json

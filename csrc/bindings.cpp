@@ -10,6 +10,7 @@
 #include "dispatch.h"
 #include "ops/autocorrelation.h"
 #include "ops/gram.h"
+#include "ops/group_lasso.h"
 #include "ops/lowrank_conv2d.h"
 #include "ops/lowrank_linear.h"
 #include "ops/symmetric_eigenvalues.h"
@@ -207,6 +208,37 @@ template <class... Rest> void bind_lowrank_linear(const TensorView& input, Rest.
     call_lowrank_linear<Bfloat16>(input, rest...);
 }
 
+py::tuple bind_group_lasso(const TensorView& curvature, const TensorView& linear,
+                           const std::optional<TensorView>& weight, const TensorView& starts,
+                           const TensorView& thresholds, double energy, double tol, std::int64_t max_sweeps,
+                           double max_work, const TensorView& solution, const TensorView& gradient,
+                           int threads) {
+    const GroupLassoArgs args{.curvature = curvature.as<const double>(),
+                              .linear = linear.as<const double>(),
+                              .weight = weight ? weight->as<const double>() : nullptr,
+                              .starts = starts.as<const std::int64_t>(),
+                              .thresholds = thresholds.as<const double>(),
+                              .energy = energy,
+                              .inputs = linear.shape[0],
+                              .outputs = linear.shape[1],
+                              .groups = thresholds.shape[0],
+                              .tol = tol,
+                              .max_sweeps = max_sweeps,
+                              .max_work = max_work,
+                              .solution = solution.as<double>(),
+                              .gradient = gradient.as<double>(),
+                              .threads = threads};
+    GroupLassoResult result{};
+    dispatch(curvature, [&](auto device) {
+        if constexpr (std::is_same_v<decltype(device), Cpu>) {
+            result = group_lasso(device, args);
+        } else {
+            throw std::invalid_argument("block coordinate descent runs on CPU tensors only");
+        }
+    });
+    return py::make_tuple(result.objective, result.duality_gap, result.sweeps, result.support);
+}
+
 }  // namespace
 }  // namespace lrc
 
@@ -240,6 +272,9 @@ PYBIND11_MODULE(_C, m) {
           py::arg("inside"));
     m.def("lowrank_tile", &lrc::bind_lowrank_tile, py::arg("pixels"), py::arg("groups"), py::arg("rank"),
           py::arg("shared_limit"), py::arg("multiprocessors"));
+    m.def("group_lasso", &lrc::bind_group_lasso, py::arg("curvature"), py::arg("linear"), py::arg("weight"),
+          py::arg("starts"), py::arg("thresholds"), py::arg("energy"), py::arg("tol"), py::arg("max_sweeps"),
+          py::arg("max_work"), py::arg("solution"), py::arg("gradient"), py::arg("threads"));
     m.def("symmetric_eigenvalues", &lrc::bind_symmetric_eigenvalues, py::arg("matrices"), py::arg("problems"),
           py::arg("values"), py::arg("max_side"), py::arg("threads"));
 }

@@ -27,6 +27,20 @@ def autocorrelation(
 ) -> None: ...
 def gram_tiles(side: int) -> int: ...
 def gram(problems: Tensor, out: Tensor, tiles: int, bits: int, threads: int) -> None: ...
+def group_lasso(
+    curvature: Tensor,
+    linear: Tensor,
+    weight: Tensor | None,
+    starts: Tensor,
+    thresholds: Tensor,
+    energy: float,
+    tol: float,
+    max_sweeps: int,
+    max_work: float,
+    solution: Tensor,
+    gradient: Tensor,
+    threads: int,
+) -> tuple[float, float, int, int]: ...
 def lowrank_conv2d(
     input: Tensor,
     encoder: Tensor,

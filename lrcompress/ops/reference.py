@@ -105,3 +105,36 @@ def autocorrelation(
     patches = x.permute(0, *places, 1, *inside).flatten(0, len(kernel)).flatten(1)
     patches = patches.unflatten(1, (groups, -1)).transpose(0, 1)
     return patches.mT @ patches, patches.sum(1), patches.shape[1]
+
+
+def group_lasso(
+    R: Tensor,  # [in, in]
+    weight: Tensor,  # [out, in]
+    penalty: float,
+    ids: Tensor,  # int64 [in], the group of each column
+    iterations: int,
+) -> Tensor:  # [out, in]
+    """Take proximal-gradient steps with Nesterov's momentum, from zero."""
+    R, W = R.double(), weight.double()
+    step = 1 / torch.linalg.eigvalsh(R)[-1]
+    M = previous = torch.zeros_like(W)
+    for n in range(1, iterations + 1):
+        point = M + (n - 1) / (n + 2) * (M - previous)
+        moved = point - step * (point - W) @ R
+        norms = torch.zeros(int(ids.max()) + 1).double().index_add_(0, ids, moved.square().sum(0)).sqrt()
+        factors = (1 - step * penalty / norms.clamp(min=1e-300)).clamp(min=0)
+        previous, M = M, moved * factors[ids]
+    return M
+
+
+def nuclear_norm(
+    R: Tensor,  # [in, in]
+    weight: Tensor,  # [out, in]
+    penalty: float,
+) -> Tensor:  # M [out, in]
+    """Shrink the singular values of W R^(1/2), and divide by the root."""
+    values, vectors = torch.linalg.eigh(R.double())
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    left, shrunk, right = torch.linalg.svd(weight.double() @ root, full_matrices=False)
+    M: Tensor = (left * (shrunk - penalty).clamp(min=0)) @ right @ torch.linalg.pinv(root, hermitian=True)
+    return M

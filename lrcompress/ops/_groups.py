@@ -1,0 +1,152 @@
+"""Groups of columns: their partition, and coordinates in which each group's own block is diagonal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrcompress.ops._second_moments import Moments
+
+Groups = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
+LANES = 4  # the native solver's vectors
+
+
+def group_ids(groups: Groups, columns: int) -> Tensor:  # int64 [columns], 0 to the number of groups - 1
+    """Number the group of each column: None is every column, an int that many consecutive columns.
+
+    Raises:
+        ValueError: the groups are no partition of the columns.
+    """
+    if groups is None:
+        groups = 1
+    if isinstance(groups, int):
+        if groups < 1 or columns % groups:
+            raise ValueError(f"groups of {groups} columns do not divide the {columns} columns")
+        return torch.arange(columns) // groups
+    if isinstance(groups, Tensor):
+        groups = groups.tolist()
+    if all(isinstance(group, int) for group in groups):
+        if len(groups) != columns:
+            raise ValueError(f"groups must name a group for each of the {columns} columns, got {len(groups)}")
+        numbers: Tensor = torch.unique(torch.tensor(groups, dtype=torch.int64), return_inverse=True)[1]
+        return numbers
+    ids = torch.full((columns,), -1, dtype=torch.int64)
+    for number, group in enumerate(groups):
+        assert not isinstance(group, int)
+        if len(group) == 0:
+            raise ValueError(f"groups[{number}] is empty")
+        for column in group:
+            if not 0 <= column < columns:
+                raise ValueError(
+                    f"groups[{number}] holds column {column}, but columns are 0 to {columns - 1}"
+                )
+            if ids[column] >= 0:
+                raise ValueError(f"column {column} is in groups {int(ids[column])} and {number}")
+            ids[column] = number
+    if (ids < 0).any():
+        raise ValueError(f"column {int((ids < 0).int().argmax())} is in no group")
+    return ids
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The group lasso for ``N``, where the rows of M^T are sorted by group and each group is rotated.
+
+    ``M^T[columns] = rotation N basis^T``: norms of groups stay what they are. Dead columns, those with
+    R_jj = 0, are in no row.
+    """
+
+    curvature: Tensor  # [rows, rows], diagonal within each group
+    linear: Tensor  # [rows, outputs], outputs padded with zeros to whole vectors
+    weight: Tensor | None  # [rows, outputs], of the moments
+    energy: float
+    group: Tensor  # int64 [rows], ascending, numbers of the groups that are left
+    starts: Tensor  # int64 [groups + 1]
+    kept: Tensor  # int64 [groups], their numbers in the caller's order
+    columns: Tensor  # int64 [rows]
+    rotation: list[tuple[Tensor, Tensor]]  # of each size above 1: rows [count, size], [count, size, size]
+    basis: Tensor | None  # [out, outputs], orthonormal, where there are more outputs than inputs
+
+    def norms(
+        self,
+        matrix: Tensor,  # [..., rows, outputs]
+    ) -> Tensor:  # [..., groups]
+        """Return the Frobenius norm of each group."""
+        squares = matrix.square().sum(-1)
+        return (
+            squares.new_zeros(*squares.shape[:-1], len(self.kept)).index_add_(-1, self.group, squares).sqrt()
+        )
+
+    def into(
+        self,
+        M: Tensor,  # [out, in]
+    ) -> Tensor:  # [rows, outputs]
+        """Change to the coordinates of N."""
+        return _into(M, self.columns, self.rotation, self.basis)
+
+    def out_of(
+        self,
+        N: Tensor,  # [rows, outputs]
+        shape: torch.Size,  # out, in
+    ) -> Tensor:  # [out, in]
+        """Change back; dead columns are zero."""
+        M = N.new_zeros(shape)
+        width = shape[0] if self.basis is None else self.basis.shape[1]
+        inner = rotate(N[:, :width], self.rotation, back=True).T
+        M[:, self.columns] = inner if self.basis is None else self.basis @ inner
+        return M
+
+
+def rotate(
+    matrix: Tensor,  # [rows, any]
+    rotation: list[tuple[Tensor, Tensor]],
+    back: bool,
+) -> Tensor:
+    """Multiply each group of rows by its rotation."""
+    matrix = matrix.clone()
+    for rows, vectors in rotation:
+        matrix[rows] = (vectors if back else vectors.mT) @ matrix[rows]
+    return matrix
+
+
+def make_problem(
+    moments: Moments,
+    ids: Tensor,  # int64 [in], the group of each column
+) -> Problem:
+    """Drop dead columns, sort by group, rotate, and drop what the outputs have beyond the inputs."""
+    R, cross = moments.R, moments.cross
+    alive = R.diagonal() > 0
+    ids = ids.to(R.device)
+    columns = torch.argsort(ids, stable=True)
+    columns = columns[alive[columns]]
+    kept, group, sizes = torch.unique(ids[columns], return_inverse=True, return_counts=True)
+    starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    R = R[columns][:, columns]
+    rotation = []
+    for size in sizes.unique().tolist():
+        if size == 1:
+            continue
+        rows = starts[:-1][sizes == size, None] + torch.arange(size, device=R.device)
+        rotation.append((rows, torch.linalg.eigh(R[rows[:, :, None], rows[:, None, :]]).eigenvectors))
+    R = rotate(rotate(R, rotation, back=False).T, rotation, back=False)
+    R.diagonal().clamp_(min=0)
+    basis = None
+    if cross.shape[0] > len(columns):
+        # M = basis N: the norms of columns stay, and what is orthogonal to the targets' span is zero.
+        basis = torch.linalg.qr(cross[:, columns]).Q
+    linear = _into(cross, columns, rotation, basis)
+    weight = None if moments.weight is None else _into(moments.weight, columns, rotation, basis)
+    energy = moments.energy
+    return Problem(R.contiguous(), linear, weight, energy, group, starts, kept, columns, rotation, basis)
+
+
+def _into(
+    M: Tensor,  # [out, in]
+    columns: Tensor,
+    rotation: list[tuple[Tensor, Tensor]],
+    basis: Tensor | None,
+) -> Tensor:  # [rows, outputs]
+    inner = M[:, columns] if basis is None else basis.T @ M[:, columns]
+    rows = rotate(inner.T, rotation, back=False)
+    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % LANES)).contiguous()

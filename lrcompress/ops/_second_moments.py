@@ -1,0 +1,104 @@
+"""Checks of what the solvers on second moments are given: an autocorrelation, and a weight or a target."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Half the mean of ``|y - M x|^2`` as a quadratic in M; all float64."""
+
+    R: Tensor  # E[x x^T], [in, in], symmetric
+    cross: Tensor  # E[y x^T], [out, in]
+    energy: float  # E|y|^2
+    weight: Tensor | None  # [out, in] where y = weight x
+
+    def gradient(
+        self,
+        M: Tensor,  # [..., out, in]
+    ) -> Tensor:  # [..., out, in]
+        """Return ``M R - E[y x^T]``, without cancellation where y = weight x."""
+        return M @ self.R - self.cross if self.weight is None else (M - self.weight) @ self.R
+
+    def residual(
+        self,
+        M: Tensor,  # [..., out, in]
+        gradient: Tensor,  # [..., out, in], at M
+    ) -> tuple[Tensor, Tensor]:  # [...], [...]
+        """Return ``E|y - M x|^2`` and ``E<y - M x, y>``."""
+        if self.weight is None:
+            aligned = self.energy - (self.cross * M).sum((-2, -1))
+            return (aligned + (gradient * M).sum((-2, -1))).clamp(min=0), aligned
+        return ((M - self.weight) * gradient).sum((-2, -1)).clamp(min=0), -(gradient * self.weight).sum(
+            (-2, -1)
+        )
+
+
+def moments(
+    R: Tensor,  # [in, in]
+    weight: Tensor | None,  # [out, in]
+    target: tuple[Tensor, float | Tensor] | None,  # E[y x^T] [out, in] and E|y|^2
+) -> Moments:
+    """Check R and either a weight or a target, and take them to float64.
+
+    Raises:
+        ValueError: a shape, value or device is not as annotated, or R is not symmetric or has a negative
+            eigenvalue, beyond the rounding of its dtype.
+    """
+    if R.ndim != 2 or R.shape[0] != R.shape[1] or not R.dtype.is_floating_point:
+        raise ValueError(
+            f"R must be a square floating matrix [in, in], got {R.dtype} of shape {tuple(R.shape)}"
+        )
+    if (weight is None) == (target is None):
+        raise ValueError(f"give a weight or a target, got {'neither' if weight is None else 'both'}")
+    name, matrix = ("weight", weight) if target is None else ("target[0]", target[0])
+    assert matrix is not None
+    if matrix.ndim != 2 or matrix.shape[1] != R.shape[0] or not matrix.dtype.is_floating_point:
+        raise ValueError(
+            f"{name} must be floating [out, in] with in = {R.shape[0]} as in R, "
+            f"got {matrix.dtype} of shape {tuple(matrix.shape)}"
+        )
+    if matrix.device != R.device:
+        raise ValueError(f"R and {name} must lie on one device, got {R.device} and {matrix.device}")
+    for what, tensor in (("R", R), (name, matrix)):
+        if not tensor.isfinite().all():
+            raise ValueError(f"{what} must be finite, got nan or infinity")
+    exact = _checked_autocorrelation(R.detach())
+    matrix = matrix.detach().to(torch.float64)
+    if target is None:
+        cross = matrix @ exact
+        return Moments(exact, cross, float((cross * matrix).sum()), matrix)
+    energy = float(target[1])
+    if not 0 <= energy < float("inf"):
+        raise ValueError(f"target[1], the mean of |y|^2, must be at least 0 and finite, got {energy}")
+    return Moments(exact, matrix, energy, None)
+
+
+def _checked_autocorrelation(
+    R: Tensor,  # [in, in]
+) -> Tensor:  # float64, exactly symmetric
+    """Check symmetry and eigenvalues up to the rounding of R's dtype."""
+    rounding = R.shape[0] * torch.finfo(R.dtype).eps
+    exact = R.to(torch.float64)
+    asymmetry = (exact - exact.T).abs()
+    largest = exact.abs().max() if exact.numel() else exact.sum()
+    if asymmetry.numel() and asymmetry.max() > rounding * largest:
+        i, j = divmod(int(asymmetry.argmax()), R.shape[0])
+        raise ValueError(
+            f"R must be symmetric, got R[{i}, {j}] = {exact[i, j]:.6g} and R[{j}, {i}] = {exact[j, i]:.6g}"
+        )
+    exact = (exact + exact.T) / 2
+    if not exact.any():
+        return exact
+    # A Cholesky factor is many times cheaper than eigenvalues, which only the message needs.
+    shifted = exact.clone()
+    shifted.diagonal().add_(rounding * exact.norm())
+    if int(torch.linalg.cholesky_ex(shifted).info) != 0:
+        values = torch.linalg.eigvalsh(exact)
+        if values[0] < -rounding * exact.norm():
+            raise ValueError(
+                f"R must be positive semi-definite, got the eigenvalue {values[0]:.6g} "
+                f"beside the largest {values[-1]:.6g}"
+            )
+    return exact
