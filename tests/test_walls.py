@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "codec": {"_C", "types"},
     "report": {"types"},
     "rewrite": {"nn", "types"},
+    "removal": {"calibrate", "rewrite", "nn", "types"},
     "presets": {"factorize", "allocate", "types"},
     "pipeline": {"calibrate", "factorize", "allocate", "codec", "rewrite", "presets", "types"},
     "doctor": {"_C"},

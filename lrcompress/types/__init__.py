@@ -3,6 +3,7 @@
 ``types.options`` is imported by name: it needs NumPy, which the command line's help should not wait for.
 """
 
+from lrcompress.types.coupling import Coupling, Held, Removal, Slot, Wiring
 from lrcompress.types.errors import BudgetError, CompressionError, FormatError, PlanError, WeightError
 from lrcompress.types.layer import Call, Layer, LowRank, Option, encoder_axes
 from lrcompress.types.plan import Budget, LayerPlan, LeftAlone, Plan, Tradeoff, from_plain, to_plain
@@ -14,8 +15,10 @@ __all__ = [
     "BudgetError",
     "Call",
     "CompressionError",
+    "Coupling",
     "FormatError",
     "GlobalStep",
+    "Held",
     "Layer",
     "LayerCheck",
     "LayerPlan",
@@ -26,9 +29,12 @@ __all__ = [
     "Plan",
     "PlanError",
     "Recipe",
+    "Removal",
+    "Slot",
     "Tradeoff",
     "Verification",
     "WeightError",
+    "Wiring",
     "encoder_axes",
     "from_plain",
     "to_plain",
