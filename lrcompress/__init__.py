@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lrcompress import ops as ops
     from lrcompress.calibrate import reestimate_batchnorm
     from lrcompress.pipeline import apply, compress, load, load_plan, plan, save, verify
-    from lrcompress.presets import alds, lrank, svd, svd_energy
+    from lrcompress.presets import alds, lnr, lrank, svd, svd_energy
     from lrcompress.rewrite import merge
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "alds",
     "apply",
     "compress",
+    "lnr",
     "load",
     "load_plan",
     "lrank",
@@ -62,7 +63,7 @@ _LAZY = {
     **dict.fromkeys(
         ("apply", "compress", "load", "load_plan", "plan", "save", "verify"), "lrcompress.pipeline"
     ),
-    **dict.fromkeys(("alds", "lrank", "svd", "svd_energy"), "lrcompress.presets"),
+    **dict.fromkeys(("alds", "lnr", "lrank", "svd", "svd_energy"), "lrcompress.presets"),
     "merge": "lrcompress.rewrite",
     "reestimate_batchnorm": "lrcompress.calibrate",
 }

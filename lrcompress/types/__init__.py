@@ -7,13 +7,14 @@ from lrcompress.types.coupling import Coupling, Held, Removal, Slot, Wiring
 from lrcompress.types.errors import BudgetError, CompressionError, FormatError, PlanError, WeightError
 from lrcompress.types.layer import Call, Layer, LowRank, Option, encoder_axes
 from lrcompress.types.plan import Budget, LayerPlan, LeftAlone, Plan, Tradeoff, from_plain, to_plain
-from lrcompress.types.recipe import GlobalStep, LocalStep, Recipe
+from lrcompress.types.recipe import Chaining, GlobalStep, LocalStep, Recipe, Reconstruction
 from lrcompress.types.verification import LayerCheck, Verification
 
 __all__ = [
     "Budget",
     "BudgetError",
     "Call",
+    "Chaining",
     "CompressionError",
     "Coupling",
     "FormatError",
@@ -29,6 +30,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Recipe",
+    "Reconstruction",
     "Removal",
     "Slot",
     "Tradeoff",
