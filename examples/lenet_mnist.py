@@ -134,7 +134,7 @@ def plot(path: Path, dense: dict[str, float], rows: list[dict[str, typing.Any]])
                 points = [(100 * r["params"], r["error"]) for r in mine]
                 label = chaining if debias else None
                 axes.plot(*zip(*points, strict=True), style, color=f"C{colour}", marker="o", label=label)
-        axes.set(title=name, xlabel="parameters kept, %", ylabel="error, %", yscale="log")
+        axes.set(title=name, xlabel="parameters kept, %", ylabel="error, %")
         axes.legend()
     figure.savefig(path)
 

@@ -50,7 +50,7 @@ def plan(
 
     Linear and Conv1d/2d/3d layers are considered; whatever else has a weight matrix is listed in
     ``left_alone`` with the reason. ``example_inputs`` are run once, in evaluation mode, to count
-    multiply-accumulates. Deterministic.
+    multiply-accumulates. ``lnr`` also calibrates on them: give it thousands of samples. Deterministic.
 
     Raises:
         BudgetError: the budget cannot be met; the message says the least possible.
@@ -107,9 +107,8 @@ def _plan_removal(
     calls, macs = calibrate.observe_calls(model, modules, batches[0])
     params = rewrite.count_params(model)
     total = params if budget.cost == "params" else macs
-    found = reconstruct.choose(
-        model, wiring, recipe, batches, calls, budget.cost, total - budget.limit(total)
-    )
+    limit = budget.limit(total)
+    found = reconstruct.choose(model, wiring, recipe, batches, calls, budget.cost, total, limit)
     small = removal.removed(model, found, reconstruct.no_means(model, found))
     left, left_alone = rewrite.survey(small, (ignore,) if isinstance(ignore, str) else ignore)
     left_alone += [

@@ -41,14 +41,15 @@ def choose(
     batches: Sequence[Any],
     calls: Mapping[str, tuple[Call, ...]],
     cost: str,
-    saving: float,  # of the whole model's cost, at least
+    total: int,  # cost of the whole model
+    limit: int,  # of it, when the channels are gone
 ) -> list[Removal]:
     """Choose how many channels each coupling keeps, and which.
 
     The counts come from every coupling's own path; the chaining then chooses the channels.
 
     Raises:
-        BudgetError: not even the narrowest network saves as much.
+        BudgetError: not even the narrowest network costs as little.
     """
     couplings = wiring.couplings
     names = _consumers(couplings)
@@ -58,9 +59,10 @@ def choose(
         for coupling in couplings
     ]
     sizes = _sizes(model, couplings, calls, cost)
-    limit = float(sizes.cost(np.zeros(len(couplings)))) - saving
+    fixed = total - float(sizes.cost(np.zeros(len(couplings))))
     if cost == "params":  # the sizes count the biases that refits make, the model does not have them yet
-        limit -= sum(layer.weight.shape[0] for name in names if (layer := _layer(model, name)).bias is None)
+        fixed += sum(layer.weight.shape[0] for name in names if (layer := _layer(model, name)).bias is None)
+    sizes = dataclasses.replace(sizes, fixed=fixed)
     counts = [np.array([len(support.kept) for support in path]) for path in paths]
     errors = [np.array([support.error for support in path]) for path in paths]
     rows = allocate.shrink(sizes, counts, errors, limit)

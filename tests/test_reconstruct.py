@@ -107,7 +107,9 @@ def test_neurons_that_others_can_replace_go_without_a_trace(chaining):
     x = torch.randn(300, 9, dtype=torch.float64)
     wiring = removal.trace(model, x)
     hidden = next(c for c in wiring.couplings if c.name == "0")
-    found = reconstruct.choose(model, wiring, lrc.lnr(chaining), [x], {}, "params", 0.4 * counted(model))
+    found = reconstruct.choose(
+        model, wiring, lrc.lnr(chaining), [x], {}, "params", counted(model), int(0.6 * counted(model))
+    )
     assert max(item.error for item in found) < 1e-6
     small = removal.removed(
         wide := reconstruct.reconstructed(model, [Removal(hidden, (1, 4, 6, 9, 11))], [x], False),
@@ -158,7 +160,14 @@ def test_bottom_up_gives_only_what_the_next_layer_keeps():
     kept = {}
     for chaining in ("parallel", "bottom-up"):
         found = reconstruct.choose(
-            model, removal.trace(model, x), lrc.lnr(chaining), [x], {}, "params", 0.5 * counted(model)
+            model,
+            removal.trace(model, x),
+            lrc.lnr(chaining),
+            [x],
+            {},
+            "params",
+            counted(model),
+            counted(model) // 2,
         )
         kept[chaining] = {item.coupling.name: item.kept for item in found}
     assert set(kept["bottom-up"]["0"]) <= {0, 1, 2, 3}
@@ -224,7 +233,7 @@ def test_widths_fit_and_are_near_the_best():
         i, j = allocate.shrink(sizes, counts, errors, limit)
         assert cost[i, j] <= limit
         assert errors[0][i] + errors[1][j] <= 1.25 * best + 0.02
-    with pytest.raises(lrc.BudgetError, match="at least 10, the limit is 9"):
+    with pytest.raises(lrc.BudgetError, match="allows 9, the least possible is 10"):
         allocate.shrink(sizes, counts, errors, 9)
 
 
@@ -246,8 +255,16 @@ def test_what_cannot_be_done_is_said():
     model, x = perceptron()
     with pytest.raises(lrc.PlanError, match="needs example_inputs"):
         lrc.plan(model, lrc.Budget(params=0.5), lrc.lnr())
-    with pytest.raises(lrc.BudgetError, match="at least"):
+    with pytest.raises(lrc.BudgetError, match="allows 10, the least possible is"):
         lrc.plan(model, lrc.Budget(params=10), lrc.lnr(), example_inputs=x)
+    with pytest.raises(lrc.BudgetError, match="allows 10, the least possible is 84"):
+        lrc.plan(
+            nn.Sequential(nn.Linear(20, 4)),
+            lrc.Budget(params=10),
+            lrc.lnr(),
+            example_inputs=x.float(),
+            ignore="0",
+        )
     plan = lrc.plan(model, lrc.Budget(params=0.5), lrc.lnr(), example_inputs=x)
     with pytest.raises(lrc.PlanError, match="needs batches"):
         lrc.apply(model, plan)

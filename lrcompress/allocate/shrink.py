@@ -21,15 +21,16 @@ class Sizes:
     column_loss: FloatArray  # [modules, couplings], columns that go with each channel
     unit: FloatArray  # [modules], cost of each weight position
     extra: FloatArray  # [modules], further cost of each row: a bias, a batch norm's entries
+    fixed: float = 0.0  # cost of everything else
 
     def cost(
         self,
         gone: FloatArray,  # [..., couplings], channels lost
     ) -> FloatArray:  # [...]
-        """Return the cost of all modules together."""
+        """Return the cost of the whole network."""
         rows = self.rows - gone @ self.row_loss.T
         columns = self.columns - gone @ self.column_loss.T
-        total: FloatArray = (rows * (columns * self.unit + self.extra)).sum(-1)
+        total: FloatArray = self.fixed + (rows * (columns * self.unit + self.extra)).sum(-1)
         return total
 
 
@@ -52,7 +53,7 @@ def shrink(
     state = np.array([len(count) - 1 for count in counts])
     least = float(sizes.cost(full - np.array([float(count[0]) for count in counts])))
     if least > limit:
-        raise BudgetError(f"the widths allow a cost of at least {least:.0f}, the limit is {limit:.0f}")
+        raise BudgetError(f"the budget allows {limit:.0f}, the least possible is {least:.0f}")
     while _cost(sizes, counts, full, state) > limit:
         state = _step(sizes, counts, errors, full, state, -1, limit)
     while True:
