@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lrcompress.calibrate import reestimate_batchnorm
     from lrcompress.measure import tune
     from lrcompress.pipeline import apply, compress, load, load_plan, plan, save, verify
-    from lrcompress.presets import alds, lrank, svd, svd_energy
+    from lrcompress.presets import alds, lnr, lrank, svd, svd_energy
     from lrcompress.rewrite import merge, unfuse
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "alds",
     "apply",
     "compress",
+    "lnr",
     "load",
     "load_plan",
     "lrank",
@@ -67,7 +68,7 @@ _LAZY = {
     **dict.fromkeys(
         ("apply", "compress", "load", "load_plan", "plan", "save", "verify"), "lrcompress.pipeline"
     ),
-    **dict.fromkeys(("alds", "lrank", "svd", "svd_energy"), "lrcompress.presets"),
+    **dict.fromkeys(("alds", "lnr", "lrank", "svd", "svd_energy"), "lrcompress.presets"),
     "tune": "lrcompress.measure",
     **dict.fromkeys(("merge", "unfuse"), "lrcompress.rewrite"),
     "reestimate_batchnorm": "lrcompress.calibrate",

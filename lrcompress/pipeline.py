@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lrcompress import calibrate, codec, measure, presets, rewrite
+from lrcompress import calibrate, codec, measure, presets, reconstruct, removal, rewrite
 from lrcompress.factorize import svd_factors
 from lrcompress.types import (
     Budget,
@@ -27,6 +27,7 @@ from lrcompress.types import (
     Plan,
     PlanError,
     Recipe,
+    Reconstruction,
     Tradeoff,
     Tuning,
     Verification,
@@ -42,7 +43,7 @@ _NEED_INPUTS = {"macs": "know how often each layer runs", "latency": "measure on
 def plan(
     model: nn.Module,
     budget: Budget,
-    recipe: Recipe | None = None,  # None: presets.alds()
+    recipe: Recipe | Reconstruction | None = None,  # None: presets.alds()
     *,
     example_inputs: Any = None,  # a tensor, a tuple of positional or a mapping of keyword arguments
     ignore: str | Sequence[str] = (),  # shell patterns of layer names to leave alone
@@ -52,10 +53,11 @@ def plan(
 
     Linear and Conv1d/2d/3d layers are considered; whatever else has a weight matrix is listed in
     ``left_alone`` with the reason. ``example_inputs`` are run once, in evaluation mode, to count
-    multiply-accumulates. Deterministic, unless the budget is in latency: then the model, its layers and a
-    selection of their options are timed on the model's device, an option no faster than its dense layer is
-    never chosen, and ranks are such that ``groups x rank`` is a multiple of 8 where possible. The time that
-    such a plan predicts is made of the lowest of many noisy measurements: expect somewhat more.
+    multiply-accumulates. ``lnr`` also calibrates on them: give it thousands of samples. Deterministic, unless
+    the budget is in latency: then the model, its layers and a selection of their options are timed on the
+    model's device, an option no faster than its dense layer is never chosen, and ranks are such that
+    ``groups x rank`` is a multiple of 8 where possible. The time that such a plan predicts is made of the
+    lowest of many noisy measurements: expect somewhat more.
 
     Raises:
         BudgetError: the budget cannot be met; the message says the least possible.
@@ -63,6 +65,8 @@ def plan(
         PlanError: a budget in MACs or latency without example inputs, or a pattern that matches no module.
     """
     recipe = recipe or presets.alds()
+    if isinstance(recipe, Reconstruction):
+        return _plan_removal(model, budget, recipe, example_inputs, ignore)
     if budget.cost in _NEED_INPUTS and example_inputs is None:
         raise PlanError(f"a budget in {budget.cost} needs example_inputs, to {_NEED_INPUTS[budget.cost]}")
     modules, left_alone = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
@@ -91,6 +95,54 @@ def plan(
     )
     tradeoff = _tradeoff(recipe, tables, budget.cost, fixed, total)
     return Plan(str(recipe), budget, params, macs, entries, tuple(left_alone), tradeoff, latency)
+
+
+def _plan_removal(
+    model: nn.Module,
+    budget: Budget,
+    recipe: Reconstruction,
+    example_inputs: Any,
+    ignore: str | Sequence[str],
+) -> Plan:
+    """Choose the channels of every coupling that stay; the layers of the narrower network are then dense."""
+    if example_inputs is None:
+        raise PlanError(
+            "removing neurons needs example_inputs, unlabelled: the samples that it calibrates on"
+        )
+    batches = reconstruct.in_parts(example_inputs)
+    wiring = removal.trace(model, batches[0], ignore)
+    modules, _ = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
+    for name, module in modules.items():
+        rewrite.check_weight(name, module.weight)
+    calls, macs = calibrate.observe_calls(model, modules, batches[0])
+    params = rewrite.count_params(model)
+    total = params if budget.cost == "params" else macs
+    limit = budget.limit(total)
+    found = reconstruct.choose(model, wiring, recipe, batches, calls, budget.cost, total, limit)
+    small = removal.removed(model, found, reconstruct.no_means(model, found))
+    left, left_alone = rewrite.survey(small, (ignore,) if isinstance(ignore, str) else ignore)
+    left_alone += [
+        rewrite.left_out(name, model.get_submodule(name), f"its outputs all stay: {held.reason}")
+        for held in wiring.held
+        for name in held.producers
+    ]
+    calls, macs_left = calibrate.observe_calls(small, left, batches[0])
+    entries = tuple(
+        LayerPlan(layer, layer.dense)
+        for layer in (rewrite.describe(name, module, calls.get(name, ())) for name, module in left.items())
+    )
+    return Plan(
+        str(recipe),
+        budget,
+        params,
+        macs,
+        entries,
+        tuple(left_alone),
+        removals=tuple(found),
+        saved_params=params - rewrite.count_params(small),
+        saved_macs=macs - macs_left,
+        sequential=recipe.sequential,
+    )
 
 
 def _least(tables: list[OptionTable], cost: str) -> int:
@@ -134,8 +186,12 @@ def _tradeoff(
 def apply(
     model: nn.Module,
     plan: Plan,
+    *,
+    batches: Iterable[Any] | None = None,  # unlabelled; for plans that remove neurons
 ) -> nn.Module:
     """Return a copy of the model with its planned layers factored; ``model`` is untouched.
+
+    Where the plan removes neurons, the layers behind them are fitted on ``batches`` first.
 
     Factors keep the dtype, device, memory format, mode and ``requires_grad`` of the weights that they
     replace. What was chosen dense is copied. Before a layer is replaced, its factors are multiplied out and
@@ -145,6 +201,12 @@ def apply(
         PlanError: the plan does not fit the model; the message names the layer and both shapes.
         WeightError: a weight is not finite, or on the meta device.
     """
+    if plan.removals:
+        if batches is None:
+            raise PlanError("a plan that removes neurons needs batches, unlabelled, to fit what is left")
+        removal.check_fits(model, plan.removals)
+        model = reconstruct.reconstructed(model, plan.removals, batches, plan.sequential)
+        model = removal.removed(model, plan.removals)
     old = rewrite.check_fits(model, plan)
     entries = [entry for entry in plan if entry.choice.config is not None]
     for name, module in old.items():
@@ -289,6 +351,9 @@ def load(
         PlanError: the stored plan does not fit ``model``; the message names the layer and both shapes.
     """
     artefact = codec.read(path)
+    if artefact.plan.removals:
+        means = reconstruct.no_means(model, artefact.plan.removals)
+        model = removal.removed(model, artefact.plan.removals, means, hollow=True)
     old = rewrite.check_fits(model, artefact.plan)
     new = {
         entry.layer.name: rewrite.factored(old[entry.layer.name], entry.choice.config)

@@ -2,7 +2,7 @@
 
 from lrcompress.allocate import ConstantRatio, MinMax, WeightedSum
 from lrcompress.factorize import ErrorKind, GroupedSVD
-from lrcompress.types import Recipe
+from lrcompress.types import Chaining, Recipe, Reconstruction
 
 
 def alds(
@@ -36,3 +36,11 @@ def lrank() -> Recipe:
     Source: Idelbayev and Carreira-Perpinan 2020, the C step.
     """
     return Recipe("lrank", GroupedSVD("squared", groups=(1,)), WeightedSum())
+
+
+def lnr(chaining: Chaining = "bottom-up+top-down", debias: bool = True) -> Reconstruction:
+    """Return Linear Neural Reconstruction: group lasso removes neurons, least squares makes up for them.
+
+    Source: Robin and Jain.
+    """
+    return Reconstruction(chaining, debias)

@@ -173,7 +173,7 @@ def test_calls_that_cannot_be_are_refused(key, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "null", "[]", "3", '"plan"', "{}", '{"plan_format": 1}', '{"plan_format": [1]}', "[" * 20_000],
+    ["", "{", "null", "[]", "3", '"plan"', "{}", '{"plan_format": 3}', '{"plan_format": [1]}', "[" * 20_000],
     ids=lambda text: text[:20],
 )
 def test_other_texts_are_no_plans(text):

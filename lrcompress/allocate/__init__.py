@@ -2,6 +2,7 @@
 
 from lrcompress.allocate.constant_ratio import ConstantRatio
 from lrcompress.allocate.minmax import MinMax
+from lrcompress.allocate.shrink import Sizes, shrink
 from lrcompress.allocate.weighted_sum import WeightedSum
 
-__all__ = ["ConstantRatio", "MinMax", "WeightedSum"]
+__all__ = ["ConstantRatio", "MinMax", "Sizes", "WeightedSum", "shrink"]

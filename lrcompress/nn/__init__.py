@@ -1,6 +1,7 @@
-"""Modules that run a factored layer."""
+"""Modules that run a layer in its smaller form."""
 
 from lrcompress.nn.conv import LowRankConv1d, LowRankConv2d, LowRankConv3d
 from lrcompress.nn.linear import LowRankLinear
+from lrcompress.nn.select import SelectInputs
 
-__all__ = ["LowRankConv1d", "LowRankConv2d", "LowRankConv3d", "LowRankLinear"]
+__all__ = ["LowRankConv1d", "LowRankConv2d", "LowRankConv3d", "LowRankLinear", "SelectInputs"]

@@ -3,10 +3,11 @@
 ``types.options`` is imported by name: it needs NumPy, which the command line's help should not wait for.
 """
 
+from lrcompress.types.coupling import Coupling, Held, Removal, Slot, Wiring
 from lrcompress.types.errors import BudgetError, CompressionError, FormatError, PlanError, WeightError
 from lrcompress.types.layer import Call, Layer, LowRank, Option, encoder_axes
 from lrcompress.types.plan import Budget, LayerPlan, LeftAlone, Plan, Tradeoff, from_plain, to_plain
-from lrcompress.types.recipe import GlobalStep, LocalStep, Recipe
+from lrcompress.types.recipe import Chaining, GlobalStep, LocalStep, Recipe, Reconstruction
 from lrcompress.types.tuning import LayerTuning, Tuning
 from lrcompress.types.verification import LayerCheck, Verification
 
@@ -14,9 +15,12 @@ __all__ = [
     "Budget",
     "BudgetError",
     "Call",
+    "Chaining",
     "CompressionError",
+    "Coupling",
     "FormatError",
     "GlobalStep",
+    "Held",
     "Layer",
     "LayerCheck",
     "LayerPlan",
@@ -28,10 +32,14 @@ __all__ = [
     "Plan",
     "PlanError",
     "Recipe",
+    "Reconstruction",
+    "Removal",
+    "Slot",
     "Tradeoff",
     "Tuning",
     "Verification",
     "WeightError",
+    "Wiring",
     "encoder_axes",
     "from_plain",
     "to_plain",

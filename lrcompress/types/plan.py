@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lrcompress.types.coupling import Removal
 from lrcompress.types.errors import BudgetError, CompressionError, PlanError
 from lrcompress.types.layer import Layer, LowRank, Option
 
@@ -118,6 +119,10 @@ class Plan:
     left_alone: tuple[LeftAlone, ...] = ()
     tradeoff: tuple[Tradeoff, ...] = ()
     latency: int = 0  # nanoseconds of one forward of the whole model, before; 0: not measured
+    removals: tuple[Removal, ...] = ()  # made first: `layers` are those of the network without these channels
+    saved_params: int = 0  # by the removals
+    saved_macs: int = 0
+    sequential: bool = False  # weights behind removed channels are fitted to what the reduced layers give
 
     def __post_init__(self) -> None:
         names = [entry.layer.name for entry in self.layers]
@@ -127,12 +132,18 @@ class Plan:
     @property
     def params_after(self) -> int:
         """Parameters of the whole model once the plan is applied."""
-        return self.params - sum(entry.layer.params - entry.choice.params for entry in self.layers)
+        return (
+            self.params
+            - self.saved_params
+            - sum(entry.layer.params - entry.choice.params for entry in self.layers)
+        )
 
     @property
     def macs_after(self) -> int:
         """Multiply-accumulates of the whole model for one sample once the plan is applied."""
-        return self.macs - sum(entry.layer.macs - entry.choice.macs for entry in self.layers)
+        return (
+            self.macs - self.saved_macs - sum(entry.layer.macs - entry.choice.macs for entry in self.layers)
+        )
 
     @property
     def latency_after(self) -> int:
@@ -146,7 +157,8 @@ class Plan:
     @property
     def error(self) -> float:
         """Largest error of a layer, in the unit of the recipe's local step."""
-        return max((entry.choice.error for entry in self.layers), default=0.0)
+        errors = [entry.choice.error for entry in self.layers] + [removal.error for removal in self.removals]
+        return max(errors, default=0.0)
 
     def __getitem__(self, name: str) -> LayerPlan:
         for entry in self.layers:
@@ -215,6 +227,11 @@ class Plan:
 
     def __str__(self) -> str:
         width = max([len("layer"), *(len(entry.layer.name) for entry in self)])
+        narrowed = [
+            f"removed from {item.coupling.name}: {item.coupling.channels} -> {len(item.kept)} channels, "
+            f"error {item.error:.4f}"
+            for item in self.removals
+        ]
         rows = [f"{'layer':<{width}}  {'weight':<16} {'choice':<32} {'params':>18} {'error':>8}"]
         rows[0] += f" {'ms':>16}" if self.latency else ""
         for entry in self:
@@ -233,7 +250,7 @@ class Plan:
         if self.latency:
             kept += f", {_ms(self.latency)} -> {_ms(self.latency_after)} ms measured"
             kept += f" ({self.latency_after / self.latency:.3f})"
-        return "\n".join([f"{self.recipe}, budget {self.budget}", *rows, kept])
+        return "\n".join([f"{self.recipe}, budget {self.budget}", *narrowed, *rows, kept])
 
 
 def _ms(nanoseconds: int) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from lrcompress.types.errors import PlanError
 from lrcompress.types.layer import Layer
 
 if TYPE_CHECKING:
@@ -37,6 +39,45 @@ class GlobalStep(Protocol):
     def objective(self, errors: list[float]) -> float:
         """Combine the layers' errors into the number that the step minimises."""
         ...
+
+
+Chaining = Literal["parallel", "top-down", "bottom-up", "bottom-up+top-down"]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A method that removes neurons: how the layers' supports and weights depend on each other.
+
+    ``parallel``: each layer is solved on the original network. ``top-down``: from the first layer on, each
+    sees what the reduced layers before it give. ``bottom-up``: from the last layer back, each has to give
+    only the outputs that the next one keeps. ``bottom-up+top-down``: supports from the one, weights from the
+    other.
+    Without ``debias`` the weights are those of the group lasso, shrunk by its penalty.
+
+    Source: Robin and Jain, Linear Neural Reconstruction.
+    """
+
+    chaining: Chaining = "bottom-up+top-down"
+    debias: bool = True
+    penalties: int = 24  # along each layer's path, geometric
+    smallest: float = 1e-3  # the last penalty over the first
+
+    def __post_init__(self) -> None:
+        if self.chaining not in typing.get_args(Chaining):
+            raise PlanError(f"chaining must be one of {typing.get_args(Chaining)}, got {self.chaining!r}")
+        if self.penalties < 2 or not 0 < self.smallest < 1:
+            raise PlanError(
+                f"a path needs at least 2 penalties down to a share in (0, 1), got {self.penalties} "
+                f"and {self.smallest}"
+            )
+
+    @property
+    def sequential(self) -> bool:
+        """Whether weights are fitted to what the reduced layers before them give."""
+        return self.chaining.endswith("top-down")
+
+    def __str__(self) -> str:
+        return f"lnr: {self.chaining}, {'debiased' if self.debias else 'not debiased'}"
 
 
 @dataclass(frozen=True)

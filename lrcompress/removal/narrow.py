@@ -1,0 +1,194 @@
+"""The network without some of its channels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lrcompress import rewrite
+from lrcompress.nn import SelectInputs
+from lrcompress.types import PlanError, Removal, Slot
+
+
+def removed(
+    model: nn.Module,
+    removals: Sequence[Removal],
+    means: Mapping[str, Tensor] | None = None,  # of each consumer's inputs: [in], or [in prod(kernel)]
+    *,
+    hollow: bool = False,
+) -> nn.Module:
+    """Copy the model without the channels that the removals drop; modules keep their classes and names.
+
+    Producers lose rows, followers entries, consumers columns. A layer on the network's inputs becomes the
+    ``nn.SelectInputs`` of itself. With ``means``, what the removed columns gave on average is added to the
+    consumer's bias, which is made where there is none. That is exact for channels that are constant, except
+    where a convolution pads: the borders of its output saw less of the constant. Means of all columns of the
+    unfolded input make the output's mean exact there too. With ``hollow`` what is only copied has no values.
+
+    Raises:
+        PlanError: two removals share a coupling, one does not fit the model, or a consumer has no means.
+    """
+    modules, cuts = dict(model.named_modules()), check_fits(model, removals)
+    new = {name: _narrow(name, modules[name], cut, means) for name, cut in cuts.items()}
+    for removal in removals:
+        if not removal.coupling.producers:
+            (slot,) = removal.coupling.consumers
+            new[slot.name] = _selecting(new[slot.name], removal)
+    return rewrite.replaced(model, new, hollow)
+
+
+@dataclass
+class Cut:
+    """What goes from one module, and how many indices the couplings say that it has."""
+
+    gone: dict[str, set[int]] = field(default_factory=dict)  # of "rows", "columns" or "channels"
+    known: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kind: str, removal: Removal, slot: Slot) -> None:
+        """Add the indices that a removal takes from a slot of the module."""
+        end = slot.offset + removal.coupling.channels * slot.width
+        self.gone.setdefault(kind, set()).update(removal.gone(slot))
+        self.known[kind] = max(self.known.get(kind, 0), end)
+
+
+def check_fits(model: nn.Module, removals: Sequence[Removal]) -> dict[str, Cut]:
+    """Return what goes from each module.
+
+    Raises:
+        PlanError: two removals share a coupling, or one does not fit the model; the message names the module.
+    """
+    names = [removal.coupling.name for removal in removals]
+    if len(set(names)) < len(names):
+        raise PlanError(f"each coupling can be reduced once, got {names}")
+    modules, cuts = dict(model.named_modules()), _cuts(removals)
+    for name, cut in cuts.items():
+        _check(name, modules.get(name), cut)
+    return cuts
+
+
+def _cuts(removals: Sequence[Removal]) -> dict[str, Cut]:
+    """Collect what goes from each module."""
+    cuts: dict[str, Cut] = {}
+    for removal in removals:
+        coupling = removal.coupling
+        rows = tuple(Slot(name) for name in coupling.producers)
+        for kind, slots in (
+            ("rows", rows),
+            ("channels", coupling.followers),
+            ("columns", coupling.consumers),
+        ):
+            for slot in slots:
+                cuts.setdefault(slot.name, Cut()).add(kind, removal, slot)
+    return cuts
+
+
+def _sizes(module: nn.Module) -> dict[str, int]:
+    """Return how many rows and columns, or channels of their own, a module has."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups > 1:
+        return {"channels": module.in_channels} if module.groups == module.in_channels else {}
+    if isinstance(module, rewrite.Dense):
+        return {"rows": module.weight.shape[0], "columns": module.weight.shape[1]}
+    if isinstance(module, nn.PReLU):
+        return {"channels": module.num_parameters}
+    return {"channels": module.num_features} if isinstance(module, _BatchNorm) else {}
+
+
+def _check(name: str, module: nn.Module | None, cut: Cut) -> None:
+    """Refuse a module that is missing, of another kind, or of another size than the couplings say."""
+    if module is None:
+        raise PlanError(f"channels are to be removed from {name!r}, the model has no module of that name")
+    sizes = _sizes(module)
+    for kind, known in cut.known.items():
+        size = sizes.get(kind, 0)
+        if size < known or (kind == "rows" and size > known):
+            raise PlanError(
+                f"{name!r} must have {known} {kind} to remove from, got {type(module).__name__} with {size}"
+            )
+
+
+def _stay(count: int, gone: set[int], like: Tensor) -> Tensor:
+    """Return the indices that stay."""
+    return torch.tensor([i for i in range(count) if i not in gone], dtype=torch.int64, device=like.device)
+
+
+def _narrow(name: str, module: nn.Module, cut: Cut, means: Mapping[str, Tensor] | None) -> nn.Module:
+    """Return a narrower copy of one module."""
+    nothing = torch.empty(0, device="meta")  # in the copy, until its tensors are set
+    tensors = {**module._parameters, **module._buffers}
+    new = copy.deepcopy(module, {id(tensor): nothing for tensor in tensors.values() if tensor is not None})
+    if "channels" in cut.gone:
+        _narrow_follower(module, new, cut.gone["channels"])
+        return new
+    assert isinstance(module, rewrite.Dense)
+    rows, columns = cut.gone.get("rows", set()), cut.gone.get("columns", set())
+    weight, bias = module.weight, module.bias
+    if means is not None and columns:
+        if name not in means:
+            raise PlanError(f"columns are removed from {name!r}: means must have it, got {sorted(means)}")
+        bias = _folded(name, module, columns, means[name])
+    kept = _stay(weight.shape[0], rows, weight), _stay(weight.shape[1], columns, weight)
+    new.weight = _parameter(weight.detach().index_select(0, kept[0]).index_select(1, kept[1]), weight)
+    cut_bias = None if bias is None else _parameter(bias.detach().index_select(0, kept[0]), bias)
+    new.register_parameter("bias", cut_bias)
+    sides = (
+        ("out_features", "in_features") if isinstance(module, nn.Linear) else ("out_channels", "in_channels")
+    )
+    for side, indices in zip(sides, kept, strict=True):
+        setattr(new, side, len(indices))
+    return new
+
+
+def _narrow_follower(module: nn.Module, new: nn.Module, gone: set[int]) -> None:
+    """Cut every tensor of a module that has entries of each channel."""
+    count = _sizes(module)["channels"]
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        more = module.out_channels // module.in_channels
+        for attribute, times in (("in_channels", 1), ("groups", 1), ("out_channels", more)):
+            setattr(new, attribute, times * (count - len(gone)))
+        gone, count = {channel * more + i for channel in gone for i in range(more)}, module.out_channels
+    else:
+        setattr(new, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", count - len(gone))
+    for name, tensor in module._parameters.items():
+        if tensor is not None:
+            kept = tensor.detach().index_select(0, _stay(count, gone, tensor))
+            new._parameters[name] = _parameter(kept, tensor)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:  # the count of batches is a single number
+            cut = buffer.index_select(0, _stay(count, gone, buffer)) if buffer.ndim else buffer.clone()
+            new._buffers[name] = cut
+
+
+def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=like.requires_grad)
+
+
+def _folded(
+    name: str,
+    module: rewrite.Dense,
+    gone: set[int],  # columns
+    mean: Tensor,  # [in] or [in prod(kernel)]
+) -> Tensor:  # [out]
+    """Return the bias with what the columns that go give on average."""
+    weight = (
+        module.weight.detach().flatten(2) if module.weight.ndim > 2 else module.weight.detach()[..., None]
+    )
+    reads, kernel = weight.shape[1:]
+    if mean.shape not in ((reads,), (reads * kernel,)):
+        raise PlanError(f"means of {name!r} must be [{reads}] or [{reads * kernel}], got {list(mean.shape)}")
+    each = mean.to(weight.device, torch.float64).reshape(reads, -1).expand(-1, kernel)
+    lost = torch.tensor(sorted(gone), dtype=torch.int64, device=weight.device)
+    shift = torch.einsum("ock,ck->o", weight.double()[:, lost], each[lost])
+    if module.bias is not None:
+        return _parameter((module.bias.detach().double() + shift).to(weight.dtype), module.bias)
+    return _parameter(shift.to(weight.dtype), module.weight)
+
+
+def _selecting(layer: nn.Module, removal: Removal) -> SelectInputs:
+    """Put the selection of the network's inputs in front of a layer that was narrowed to it."""
+    assert isinstance(layer, rewrite.Dense)
+    return SelectInputs(layer, removal.kept, device=layer.weight.device).train(layer.training)
