@@ -19,6 +19,7 @@ from lrcompress.types import (
     Plan,
     PlanError,
     Recipe,
+    Refinement,
     Tuning,
     Verification,
     WeightError,
@@ -27,37 +28,56 @@ from lrcompress.types import (
 if TYPE_CHECKING:
     from lrcompress import nn as nn
     from lrcompress import ops as ops
-    from lrcompress.calibrate import reestimate_batchnorm
+    from lrcompress.calibrate import CollectionInterrupted, Statistics, reestimate_batchnorm
     from lrcompress.measure import tune
     from lrcompress.pipeline import apply, compress, load, load_plan, plan, save, verify
-    from lrcompress.presets import alds, lnr, lrank, svd, svd_energy
+    from lrcompress.presets import (
+        activation_aware,
+        alds,
+        kfac_svd,
+        lnr,
+        lrank,
+        pca,
+        svd,
+        svd_energy,
+        svd_llm,
+    )
+    from lrcompress.refine import collect
     from lrcompress.rewrite import merge, unfuse
 
 __all__ = [
     "Budget",
     "BudgetError",
+    "CollectionInterrupted",
     "CompressionError",
     "FormatError",
     "LowRank",
     "Plan",
     "PlanError",
     "Recipe",
+    "Refinement",
+    "Statistics",
     "Tuning",
     "Verification",
     "WeightError",
+    "activation_aware",
     "alds",
     "apply",
+    "collect",
     "compress",
+    "kfac_svd",
     "lnr",
     "load",
     "load_plan",
     "lrank",
     "merge",
+    "pca",
     "plan",
     "reestimate_batchnorm",
     "save",
     "svd",
     "svd_energy",
+    "svd_llm",
     "tune",
     "unfuse",
     "verify",
@@ -68,10 +88,14 @@ _LAZY = {
     **dict.fromkeys(
         ("apply", "compress", "load", "load_plan", "plan", "save", "verify"), "lrcompress.pipeline"
     ),
-    **dict.fromkeys(("alds", "lnr", "lrank", "svd", "svd_energy"), "lrcompress.presets"),
+    **dict.fromkeys(
+        ("activation_aware", "alds", "kfac_svd", "lnr", "lrank", "pca", "svd", "svd_energy", "svd_llm"),
+        "lrcompress.presets",
+    ),
     "tune": "lrcompress.measure",
     **dict.fromkeys(("merge", "unfuse"), "lrcompress.rewrite"),
-    "reestimate_batchnorm": "lrcompress.calibrate",
+    "collect": "lrcompress.refine",
+    **dict.fromkeys(("CollectionInterrupted", "Statistics", "reestimate_batchnorm"), "lrcompress.calibrate"),
 }
 
 

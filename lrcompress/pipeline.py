@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lrcompress import calibrate, codec, measure, presets, reconstruct, removal, rewrite
+from lrcompress import calibrate, codec, measure, presets, reconstruct, refine, removal, rewrite
 from lrcompress.factorize import svd_factors
 from lrcompress.types import (
     Budget,
@@ -28,6 +28,7 @@ from lrcompress.types import (
     PlanError,
     Recipe,
     Reconstruction,
+    Refinement,
     Tradeoff,
     Tuning,
     Verification,
@@ -46,6 +47,7 @@ def plan(
     recipe: Recipe | Reconstruction | None = None,  # None: presets.alds()
     *,
     example_inputs: Any = None,  # a tensor, a tuple of positional or a mapping of keyword arguments
+    statistics: calibrate.Statistics | None = None,  # from `collect`, for recipes that look at data
     ignore: str | Sequence[str] = (),  # shell patterns of layer names to leave alone
     progress: measure.Progress | None = None,  # of measuring: called with the steps done, and all of them
 ) -> Plan:
@@ -65,11 +67,12 @@ def plan(
         PlanError: a budget in MACs or latency without example inputs, or a pattern that matches no module.
     """
     recipe = recipe or presets.alds()
+    ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     if isinstance(recipe, Reconstruction):
-        return _plan_removal(model, budget, recipe, example_inputs, ignore)
+        return reconstruct.planned(model, budget, recipe, example_inputs, ignored)
     if budget.cost in _NEED_INPUTS and example_inputs is None:
         raise PlanError(f"a budget in {budget.cost} needs example_inputs, to {_NEED_INPUTS[budget.cost]}")
-    modules, left_alone = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
+    modules, left_alone = rewrite.survey(model, ignored)
     calls: dict[str, tuple[Call, ...]] = {}
     macs = 0
     if example_inputs is not None:
@@ -77,10 +80,14 @@ def plan(
         for name in [name for name in modules if name not in calls]:
             reason = "its forward did not run on the example inputs"
             left_alone.append(rewrite.left_out(name, modules.pop(name), reason))
+    if recipe.local_step.needs_statistics:
+        left_alone += refine.without_statistics(model, modules, statistics)
     for name, module in modules.items():
         rewrite.check_weight(name, module.weight)
     layers = tuple(rewrite.describe(name, module, calls.get(name, ())) for name, module in modules.items())
-    tables = recipe.local_step(layers, tuple(module.weight.detach() for module in modules.values()))
+    known = {} if statistics is None else statistics.layers
+    weights = tuple(module.weight.detach() for module in modules.values())
+    tables = recipe.local_step(layers, weights, known)
     params, latency = rewrite.count_params(model), 0
     if budget.cost == "latency":
         timed = measure.timed_options(model, modules, layers, tables, example_inputs, progress)
@@ -95,54 +102,6 @@ def plan(
     )
     tradeoff = _tradeoff(recipe, tables, budget.cost, fixed, total)
     return Plan(str(recipe), budget, params, macs, entries, tuple(left_alone), tradeoff, latency)
-
-
-def _plan_removal(
-    model: nn.Module,
-    budget: Budget,
-    recipe: Reconstruction,
-    example_inputs: Any,
-    ignore: str | Sequence[str],
-) -> Plan:
-    """Choose the channels of every coupling that stay; the layers of the narrower network are then dense."""
-    if example_inputs is None:
-        raise PlanError(
-            "removing neurons needs example_inputs, unlabelled: the samples that it calibrates on"
-        )
-    batches = reconstruct.in_parts(example_inputs)
-    wiring = removal.trace(model, batches[0], ignore)
-    modules, _ = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
-    for name, module in modules.items():
-        rewrite.check_weight(name, module.weight)
-    calls, macs = calibrate.observe_calls(model, modules, batches[0])
-    params = rewrite.count_params(model)
-    total = params if budget.cost == "params" else macs
-    limit = budget.limit(total)
-    found = reconstruct.choose(model, wiring, recipe, batches, calls, budget.cost, total, limit)
-    small = removal.removed(model, found, reconstruct.no_means(model, found))
-    left, left_alone = rewrite.survey(small, (ignore,) if isinstance(ignore, str) else ignore)
-    left_alone += [
-        rewrite.left_out(name, model.get_submodule(name), f"its outputs all stay: {held.reason}")
-        for held in wiring.held
-        for name in held.producers
-    ]
-    calls, macs_left = calibrate.observe_calls(small, left, batches[0])
-    entries = tuple(
-        LayerPlan(layer, layer.dense)
-        for layer in (rewrite.describe(name, module, calls.get(name, ())) for name, module in left.items())
-    )
-    return Plan(
-        str(recipe),
-        budget,
-        params,
-        macs,
-        entries,
-        tuple(left_alone),
-        removals=tuple(found),
-        saved_params=params - rewrite.count_params(small),
-        saved_macs=macs - macs_left,
-        sequential=recipe.sequential,
-    )
 
 
 def _least(tables: list[OptionTable], cost: str) -> int:
@@ -187,26 +146,36 @@ def apply(
     model: nn.Module,
     plan: Plan,
     *,
-    batches: Iterable[Any] | None = None,  # unlabelled; for plans that remove neurons
+    statistics: calibrate.Statistics | None = None,  # from `collect`
+    batches: Iterable[Any] | None = None,  # unlabelled; held in memory
+    refinement: Refinement | None = None,  # how weights are fitted to either; None: the default
 ) -> nn.Module:
     """Return a copy of the model with its planned layers factored; ``model`` is untouched.
 
-    Where the plan removes neurons, the layers behind them are fitted on ``batches`` first.
+    Without data, factors are those of truncated SVDs. With ``statistics``, each layer's are fitted to what
+    the original layer gives; with ``batches``, layer after layer, on what the compressed layers before it
+    give, which is better and takes a run of the model for each layer. Re-estimate no batch norm after that.
+    Where the plan removes neurons, ``batches`` are needed, and the layers behind them are fitted first.
 
     Factors keep the dtype, device, memory format, mode and ``requires_grad`` of the weights that they
     replace. What was chosen dense is copied. Before a layer is replaced, its factors are multiplied out and
     compared with the weight.
 
     Raises:
-        PlanError: the plan does not fit the model; the message names the layer and both shapes.
+        PlanError: the plan does not fit the model, the message names the layer and both shapes; or the
+            statistics are of another model.
         WeightError: a weight is not finite, or on the meta device.
+        CompressionError: ``batches`` is empty.
     """
     if plan.removals:
         if batches is None:
             raise PlanError("a plan that removes neurons needs batches, unlabelled, to fit what is left")
+        batches = list(batches)
         removal.check_fits(model, plan.removals)
         model = reconstruct.reconstructed(model, plan.removals, batches, plan.sequential)
         model = removal.removed(model, plan.removals)
+    if statistics is not None or batches is not None:
+        model = refine.refined(model, plan, statistics, batches, refinement or Refinement())
     old = rewrite.check_fits(model, plan)
     entries = [entry for entry in plan if entry.choice.config is not None]
     for name, module in old.items():
@@ -227,11 +196,14 @@ def compress(
     recipe: Recipe | None = None,
     *,
     example_inputs: Any = None,
+    batches: Iterable[Any] | None = None,  # unlabelled, for recipes that look at data, and to refine
     ignore: str | Sequence[str] = (),
 ) -> tuple[nn.Module, Plan]:
-    """Plan and apply in one call. Raises what ``plan`` and ``apply`` raise."""
-    made = plan(model, budget, recipe, example_inputs=example_inputs, ignore=ignore)
-    return apply(model, made), made
+    """Collect, plan and apply in one call. Raises what these raise."""
+    held = None if batches is None else list(batches)
+    statistics = None if held is None else refine.collect(model, held, ignore=ignore)
+    made = plan(model, budget, recipe, example_inputs=example_inputs, statistics=statistics, ignore=ignore)
+    return apply(model, made, batches=held), made
 
 
 def verify(

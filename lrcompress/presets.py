@@ -1,7 +1,7 @@
 """Published methods as compositions of a local and a global step."""
 
 from lrcompress.allocate import ConstantRatio, MinMax, WeightedSum
-from lrcompress.factorize import ErrorKind, GroupedSVD
+from lrcompress.factorize import ActivationAware, ErrorKind, GroupedSVD, OutputError
 from lrcompress.types import Chaining, Recipe, Reconstruction
 
 
@@ -44,3 +44,43 @@ def lnr(chaining: Chaining = "bottom-up+top-down", debias: bool = True) -> Recon
     Source: Robin and Jain.
     """
     return Reconstruction(chaining, debias)
+
+
+def activation_aware(
+    error: OutputError = "relative",
+    schemes: tuple[int, ...] = (0,),
+    groups: tuple[int, ...] | None = None,  # None: every divisor of a layer's input channels
+) -> Recipe:
+    """Return grouped low rank by the outputs' error after the decoder's refit, least sum over layers.
+
+    Error e = min_D |(W - D E) S^(1/2)|^2 / |W S^(1/2)|^2 with S the inputs' covariance, E the groups' best
+    encoders. Source: Robin and Jain (outputs on real inputs), Liebenwein et al. 2021 (groups); the refit in
+    the error is ours.
+    """
+    return Recipe("activation_aware", ActivationAware(error, schemes, groups), WeightedSum())
+
+
+def pca() -> Recipe:
+    """Return PCA of the outputs: ranks of largest product over layers of the energies kept.
+
+    W ~ U U^T W, U the leading eigenvectors of W S W^T. Source: Zhang et al. 2015, sections 2.1 and 2.4.
+    """
+    return Recipe("pca", ActivationAware("energy", groups=(1,), refit=False), WeightedSum())
+
+
+def svd_llm() -> Recipe:
+    """Return SVD of W R^(1/2), R = E[x x^T], at the same relative rank in every layer.
+
+    Source: Wang et al. 2025 (SVD-LLM), truncation-aware whitening.
+    """
+    step = ActivationAware("absolute", groups=(1,), refit=False, centred=False)
+    return Recipe("svd_llm", step, ConstantRatio())
+
+
+def kfac_svd() -> Recipe:
+    """Return SVD of G^(1/2) W R^(1/2), G = E[g g^T], of least sum of second-order losses.
+
+    Needs ``collect(..., gradients=True)``. Source: Martens and Grosse 2015 (the loss model).
+    """
+    step = ActivationAware("fisher", groups=(1,), refit=False, centred=False)
+    return Recipe("kfac_svd", step, WeightedSum())

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lrcompress import allocate, calibrate, rewrite
+from lrcompress import allocate, calibrate, removal, rewrite
 from lrcompress.factorize import columns
 from lrcompress.types import (
+    Budget,
     Call,
     CompressionError,
     Coupling,
+    LayerPlan,
+    Plan,
     PlanError,
     Reconstruction,
     Removal,
@@ -32,6 +35,56 @@ Moments = Mapping[str, calibrate.Moments]
 def in_parts(inputs: Any) -> list[Any]:
     """Cut example inputs into batches, when they are one tensor."""
     return list(inputs.split(_AT_ONCE)) if isinstance(inputs, Tensor) else [inputs]
+
+
+def planned(
+    model: nn.Module,
+    budget: Budget,
+    recipe: Reconstruction,
+    example_inputs: Any,
+    ignore: tuple[str, ...],
+) -> Plan:
+    """Choose the channels of every coupling that stay; the layers of the narrower network are then dense."""
+    if example_inputs is None:
+        raise PlanError(
+            "removing neurons needs example_inputs, unlabelled: the samples that it calibrates on"
+        )
+    if budget.cost not in ("params", "macs"):
+        raise PlanError(f"removing neurons takes a budget in params or macs, got {budget}")
+    batches = in_parts(example_inputs)
+    wiring = removal.trace(model, batches[0], ignore)
+    modules, _ = rewrite.survey(model, ignore)
+    for name, module in modules.items():
+        rewrite.check_weight(name, module.weight)
+    calls, macs = calibrate.observe_calls(model, modules, batches[0])
+    params = rewrite.count_params(model)
+    total = params if budget.cost == "params" else macs
+    limit = budget.limit(total)
+    found = choose(model, wiring, recipe, batches, calls, budget.cost, total, limit)
+    small = removal.removed(model, found, no_means(model, found))
+    left, left_alone = rewrite.survey(small, ignore)
+    left_alone += [
+        rewrite.left_out(name, model.get_submodule(name), f"its outputs all stay: {held.reason}")
+        for held in wiring.held
+        for name in held.producers
+    ]
+    calls, macs_left = calibrate.observe_calls(small, left, batches[0])
+    entries = tuple(
+        LayerPlan(layer, layer.dense)
+        for layer in (rewrite.describe(name, module, calls.get(name, ())) for name, module in left.items())
+    )
+    return Plan(
+        str(recipe),
+        budget,
+        params,
+        macs,
+        entries,
+        tuple(left_alone),
+        removals=tuple(found),
+        saved_params=params - rewrite.count_params(small),
+        saved_macs=macs - macs_left,
+        sequential=recipe.sequential,
+    )
 
 
 def choose(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrcompress import ops
 from lrcompress.calibrate.run import inference, observed, run
 from lrcompress.types import CompressionError
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 _ROUNDING = 1e-12  # of a mean in float64, relative: 1e-16 a product, growing with the root of their number
-_PATCH_BYTES = 1 << 28  # of the patches that are held at once
 
 
 @dataclass
@@ -46,91 +46,130 @@ class Moments:
         return xx, yx, (self.yy - self.y.square()).clamp(min=0)
 
 
-def patches(
-    layer: Layer,
-    x: Tensor,  # [..., in] or [batch, in, *size]
-) -> Tensor:  # [patches, in prod(kernel)]
-    """Return the vectors that the layer multiplies its weight with, one a row."""
-    if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])
-    dims = layer.weight.ndim - 2
-    x = x if x.ndim == dims + 2 else x[None]
-    pads = layer._reversed_padding_repeated_twice
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, pads, mode=mode) if any(pads) else x
-    for axis in range(dims):
-        size, dilation = layer.kernel_size[axis], layer.dilation[axis]
-        x = x.unfold(2 + axis, dilation * (size - 1) + 1, layer.stride[axis])[..., ::dilation]
-    return x.movedim(1, 1 + dims).reshape(-1, layer.weight[0].numel())
-
-
 def cross_moments(
     wanted: nn.Module,  # whose outputs y are to be met
     given: nn.Module,  # whose inputs x are given; the same module names
     names: Sequence[str],  # of layers with one group of channels
     batches: Iterable[Any],
 ) -> dict[str, Moments]:
+    """Return ``grouped_moments`` of layers that have one group."""
+    found = grouped_moments(wanted, given, names, batches)
+    return {name: moments for name, (moments,) in found.items()}
+
+
+def grouped_moments(
+    wanted: nn.Module,  # whose outputs y are to be met
+    given: nn.Module,  # whose inputs x are given; the same module names
+    names: Sequence[str],
+    batches: Iterable[Any],
+) -> dict[str, list[Moments]]:  # of each layer, for each of its channel groups
     """Run two models on the same batches; return the moments of the second's inputs and the first's outputs.
 
-    Both run in evaluation mode. Products are float64. A layer called several times adds up all calls, in
-    their order.
+    Both run in evaluation mode, no further than the last of the layers. Sums over batches are float64. A
+    layer called several times adds up all calls, in their order.
 
     Raises:
         CompressionError: there are no batches, or a layer did not run, or not equally often in both models.
     """
-    sums: dict[str, tuple[int, Moments]] = {}
+    sums: dict[str, tuple[int, list[Tensor]]] = {}
     layers = [{name: model.get_submodule(name) for name in names} for model in (wanted, given)]
+    calls: list[dict[str, int] | None] = [None, None]
     with inference(wanted), inference(given):
         for batch in batches:
-            outputs: dict[str, list[Tensor]] = {name: [] for name in names}
-            inputs: dict[str, list[Tensor]] = {name: [] for name in names}
-            with observed(layers[0], partial(_keep, outputs, 2)):
-                run(wanted, batch)
-            with observed(layers[1], partial(_keep, inputs, 1)):
-                run(given, batch)
+            seen = []
+            for i, model in enumerate((wanted, given)):
+                found = _seen(model, layers[i], batch, 2 - i, calls[i])
+                calls[i] = {name: len(kept) for name, kept in found.items()}
+                seen.append(found)
             for name, layer in layers[1].items():
-                calls = len(outputs[name]), len(inputs[name])
-                if calls[0] != calls[1] or not calls[0]:
+                counts = len(seen[0][name]), len(seen[1][name])
+                if counts[0] != counts[1] or not counts[0]:
                     raise CompressionError(
-                        f"layer {name!r} must run equally often in both models, got {calls[0]} and {calls[1]}"
+                        f"layer {name!r} must run equally often in both models, got {counts[0]} and {counts[1]}"
                     )
-                for x, y in zip(inputs[name], outputs[name], strict=True):
+                for y, x in zip(seen[0][name], seen[1][name], strict=True):
                     sums[name] = _added(sums.get(name), layer, x, y)  # type: ignore[arg-type]
     if not sums and names:
         raise CompressionError("batches must hold at least one batch, got none")
     return {
-        name: Moments(*(t / count for t in vars(total).values())) for name, (count, total) in sums.items()
+        name: [Moments(*parts) for parts in zip(*(t / count for t in total), strict=True)]
+        for name, (count, total) in sums.items()
     }
 
 
-def _keep(found: dict[str, list[Tensor]], which: int, *seen: Any) -> None:
-    """Keep the input (1) or output (2) of an observed call."""
-    found[seen[0]].append(seen[which])
+class _LastCall(Exception):
+    pass
 
 
-def _added(total: tuple[int, Moments] | None, layer: Layer, x: Tensor, y: Tensor) -> tuple[int, Moments]:
+def _seen(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batch: Any,
+    which: int,  # 1: inputs, 2: outputs
+    calls: Mapping[str, int] | None,  # of each layer in one forward; None: not known yet
+) -> dict[str, list[Tensor]]:
+    """Run the model up to the last call of the layers; return what went in or came out."""
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def see(*seen: Any) -> None:
+        found[seen[0]].append(seen[which].detach())
+        if calls is not None and all(len(found[name]) >= count for name, count in calls.items()):
+            raise _LastCall
+
+    with contextlib.suppress(_LastCall), observed(layers, see):
+        run(model, batch)
+    return found
+
+
+def _added(
+    total: tuple[int, list[Tensor]] | None, layer: Layer, x: Tensor, y: Tensor
+) -> tuple[int, list[Tensor]]:  # of xx, x, yx, y and yy, the channel group leading
     """Add one call to the sums."""
-    channels_last = y if isinstance(layer, nn.Linear) else y.movedim(1 - layer.weight.ndim, -1)
-    rows = channels_last.reshape(-1, channels_last.shape[-1])
-    d = layer.weight[0].numel()
+    linear = isinstance(layer, nn.Linear)
+    dims = layer.weight.ndim - 2
+    x, y = (t if linear or t.ndim == dims + 2 else t[None] for t in (x, y))
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    outputs = y.reshape(-1, y.shape[-1]) if linear else y.transpose(0, 1).flatten(1).T
+    if not linear:
+        pads = layer._reversed_padding_repeated_twice
+        if any(pads):
+            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+            x = F.pad(x, pads, mode=mode)
+    geometry: dict[str, Any] = {}
+    if not linear:
+        geometry = {"kernel": layer.kernel_size, "stride": layer.stride, "dilation": layer.dilation}
+    known = ops.autocorrelation(x.double(), groups=groups, **geometry)  # exact: what is constant must show
+    yx = outputs.T @ x.reshape(-1, x.shape[-1]) if linear else _crossed(layer, x, y)
+    split = (groups, -1)
+    sums = [
+        known.products,
+        known.sums,
+        yx.double().flatten(1).unflatten(0, split),
+        outputs.double().sum(0).unflatten(0, split),
+        outputs.double().square().sum(0).unflatten(0, split),
+    ]
+    sums = [t.cpu() for t in sums]
     if total is None:
-        empty = [torch.zeros(*s, dtype=torch.float64) for s in ((d, d), (d,), (rows.shape[1], d))]
-        total = 0, Moments(*empty, *(torch.zeros(rows.shape[1], dtype=torch.float64) for _ in range(2)))
-    count, m = total
-    samples = 1 if x.ndim < layer.weight.ndim or len(x) == 0 else len(x)
-    at_once = max(1, _PATCH_BYTES // (8 * d * max(1, len(rows) // samples)))
-    parts = [x] if samples == 1 else list(x.split(at_once))
-    seen = 0
-    for part in parts:
-        p = patches(layer, part.detach()).double().cpu()
-        q = rows[seen : seen + len(p)].detach().double().cpu()
-        m.xx += p.T @ p
-        m.yx += q.T @ p
-        m.x += p.sum(0)
-        m.y += q.sum(0)
-        m.yy += q.square().sum(0)
-        seen += len(p)
-    return count + seen, m
+        return known.count, sums
+    return total[0] + known.count, [a + b for a, b in zip(total[1], sums, strict=True)]
+
+
+def _crossed(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, y: Tensor) -> Tensor:  # like the weight
+    """Return the sum of y patch^T over padded inputs: what the weight's gradient would be."""
+    none = (0,) * len(layer.kernel_size)
+    return torch.ops.aten.convolution_backward(
+        y,
+        x,
+        layer.weight,
+        None,
+        layer.stride,
+        none,
+        layer.dilation,
+        False,
+        none,
+        layer.groups,
+        (False, True, False),
+    )[1]
 
 
 def in_order_of_calls(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> list[str]:

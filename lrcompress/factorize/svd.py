@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from lrcompress import ops
 from lrcompress.factorize.fold import fold, unfold_factors
 from lrcompress.types import Layer, LowRank
 from lrcompress.types.options import FloatArray, OptionTable
+from lrcompress.types.statistics import LayerStatistics
 
 ErrorKind = Literal["released", "bound", "sum_bound", "exact", "frobenius", "squared"]
 
@@ -90,6 +91,8 @@ class GroupedSVD:
     Source: Liebenwein et al. 2021, section 2 and theorem 1; ``released`` is what the authors' code computes.
     """
 
+    needs_statistics: ClassVar[bool] = False
+
     error: ErrorKind = "released"
     schemes: tuple[int, ...] = (0,)
     groups: tuple[int, ...] | None = None  # None: every divisor of the layer's input channels
@@ -98,6 +101,7 @@ class GroupedSVD:
         self,
         layers: tuple[Layer, ...],
         weights: tuple[Tensor, ...],  # the layers' weights
+        statistics: Mapping[str, LayerStatistics],  # not used: these errors are of weights alone
     ) -> list[OptionTable]:
         """Return the options of each layer, row 0 the dense one."""
         jobs = [
@@ -120,8 +124,8 @@ class GroupedSVD:
             for k in ks:
                 spectrum = spectra[existing * k].cpu().numpy().reshape(existing, k, -1)
                 ranks, errors = self._errors(matrix, _Spectrum(spectrum, norm, energy))
-                columns[i].append(_rows(layers[i], scheme, k, ranks, errors))
-        return [_table(layer, found) for layer, found in zip(layers, columns, strict=True)]
+                columns[i].append(option_rows(layers[i], scheme, k, ranks, errors))
+        return [option_table(layer, found) for layer, found in zip(layers, columns, strict=True)]
 
     def _group_counts(self, layer: Layer) -> list[int]:
         channels = layer.group_channels
@@ -161,7 +165,7 @@ def _residual_norms(
     return worst
 
 
-def _rows(layer: Layer, scheme: int, groups: int, ranks: FloatArray, errors: FloatArray) -> FloatArray:
+def option_rows(layer: Layer, scheme: int, groups: int, ranks: FloatArray, errors: FloatArray) -> FloatArray:
     """Return the columns of an option table, [7, ranks], for one scheme and group count."""
     params, macs = layer.unit_cost(scheme, groups)
     same = np.ones(len(ranks))
@@ -171,7 +175,7 @@ def _rows(layer: Layer, scheme: int, groups: int, ranks: FloatArray, errors: Flo
     )
 
 
-def _table(layer: Layer, found: list[FloatArray]) -> OptionTable:
+def option_table(layer: Layer, found: list[FloatArray]) -> OptionTable:
     """Join the columns behind the dense option, without what is larger than dense."""
     dense = np.array([[0.0], [0.0], [0.0], [np.inf], [layer.params], [layer.macs], [0.0]])
     rows = np.concatenate([dense, *found], axis=1)

@@ -8,6 +8,7 @@ from lrcompress.types.errors import BudgetError, CompressionError, FormatError, 
 from lrcompress.types.layer import Call, Layer, LowRank, Option, encoder_axes
 from lrcompress.types.plan import Budget, LayerPlan, LeftAlone, Plan, Tradeoff, from_plain, to_plain
 from lrcompress.types.recipe import Chaining, GlobalStep, LocalStep, Recipe, Reconstruction
+from lrcompress.types.statistics import LayerStatistics, Refinement
 from lrcompress.types.tuning import LayerTuning, Tuning
 from lrcompress.types.verification import LayerCheck, Verification
 
@@ -24,6 +25,7 @@ __all__ = [
     "Layer",
     "LayerCheck",
     "LayerPlan",
+    "LayerStatistics",
     "LayerTuning",
     "LeftAlone",
     "LocalStep",
@@ -33,6 +35,7 @@ __all__ = [
     "PlanError",
     "Recipe",
     "Reconstruction",
+    "Refinement",
     "Removal",
     "Slot",
     "Tradeoff",

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from lrcompress.types.errors import PlanError
 from lrcompress.types.layer import Layer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lrcompress.types.options import OptionTable
+    from lrcompress.types.statistics import LayerStatistics
 
 
 class LocalStep(Protocol):
     """Weights -> options: what a method can do to each layer, at what cost and what error."""
 
+    needs_statistics: ClassVar[bool]  # layers that no data reached are then left alone
+
     def __call__(
         self,
         layers: tuple[Layer, ...],
         weights: tuple[Any, ...],  # the layers' weight tensors
+        statistics: Mapping[str, LayerStatistics],  # by layer; empty where there is no data
     ) -> list[OptionTable]:
         """Return one table a layer."""
         ...

@@ -1,0 +1,198 @@
+"""What unlabelled data tells: statistics of a model's layers, and weights fitted to it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress import calibrate, rewrite
+from lrcompress.factorize import fitted_weight
+from lrcompress.types import CompressionError, Layer, LeftAlone, LowRank, Plan, PlanError, Refinement
+from lrcompress.types.statistics import LayerStatistics
+
+
+def collect(
+    model: nn.Module,
+    batches: Iterable[Any],  # tensors, tuples of positional or mappings of keyword arguments; no labels
+    *,
+    transform: Callable[[Any], Any] | None = None,  # a batch -> the model's inputs, as (x, label) -> x
+    forward: Callable[[nn.Module, Any], Any] | None = None,  # how to run the model on them
+    ignore: str | Sequence[str] = (),  # shell patterns of layer names
+    gradients: bool = False,  # also E[g g^T] of the layers' outputs, by a backward pass a batch
+    loss: Callable[[Any], Tensor] | None = None,  # of the outputs; None: labels drawn from the model itself
+    memory: int | None = None,  # bytes that the statistics may take at once; more passes over the batches
+    into: calibrate.Statistics | None = None,  # earlier statistics of this model, to go on from
+    progress: Callable[[int], None] | None = None,  # called with the batches done
+) -> calibrate.Statistics:
+    """Accumulate ``E[x x^T]`` and ``E[x]`` over the input patches of every compressible layer.
+
+    The model runs in evaluation mode and is left as it was. Sums are float64. Modules that run several times,
+    or that the model holds under several names, add up all their calls. Layers that no batch reached are
+    listed in ``unreached``. Average over patches; ``gradients`` are sums over a batch's positions of the
+    gradient of the batch's summed loss, averaged likewise.
+
+    Raises:
+        CompressionError: no batches, or an iterator where ``memory`` takes several passes.
+        CollectionInterrupted: the batches or the model raised, or a layer's inputs hold nan or infinity; the
+            batch and the layer are named, and ``error.statistics`` holds all batches before.
+        PlanError: ``into`` is of another model.
+    """
+    layers, _ = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
+    return calibrate.collect_layers(
+        model,
+        layers,
+        batches,
+        transform=transform,
+        forward=forward,
+        gradients=gradients,
+        loss=loss,
+        memory=memory,
+        into=into,
+        progress=progress,
+    )
+
+
+def check_statistics(model: nn.Module, statistics: calibrate.Statistics) -> None:
+    """Refuse statistics of another model.
+
+    Raises:
+        PlanError: a layer is missing or has another weight.
+    """
+    modules = dict(model.named_modules())
+    known = [*statistics.layers, *statistics.unreached]
+    missing = [name for name in known if not isinstance(modules.get(name), rewrite.Dense)]
+    if missing:
+        raise PlanError(f"the statistics have a layer {missing[0]!r}, the model has none of that name")
+    names = {name: module for name, module in modules.items() if name in set(known)}
+    mark = calibrate.fingerprint({n: m for n, m in names.items() if isinstance(m, rewrite.Dense)})
+    if mark != statistics.fingerprint:
+        raise PlanError(f"statistics must be of this model, {mark!r}, got {statistics.fingerprint!r}")
+
+
+def without_statistics(
+    model: nn.Module,
+    modules: dict[str, rewrite.Dense],  # what is to be planned; layers without statistics are taken out
+    statistics: calibrate.Statistics | None,
+) -> list[LeftAlone]:
+    """Check the statistics, and return the layers that they say nothing of.
+
+    Warns of layers with fewer samples than their inputs have dimensions.
+
+    Raises:
+        PlanError: there are no statistics, or they are of another model.
+    """
+    if statistics is None:
+        raise PlanError("this recipe looks at data: give statistics=lrc.collect(model, batches)")
+    check_statistics(model, statistics)
+    left = []
+    for name in [name for name in modules if name not in statistics.layers]:
+        left.append(rewrite.left_out(name, modules.pop(name), "no calibration batch reached it"))
+    for name in modules:
+        known = statistics.layers[name]
+        side = known.mean.shape[1]
+        if known.samples < side:
+            warnings.warn(
+                f"layer {name!r}: {known.samples} samples cannot span its {side} input dimensions; "
+                "its errors are underestimated",
+                stacklevel=3,
+            )
+    return left
+
+
+def refined(
+    model: nn.Module,
+    plan: Plan,
+    statistics: calibrate.Statistics | None,
+    batches: Iterable[Any] | None,
+    how: Refinement,
+) -> nn.Module:
+    """Copy the model; every weight that the plan factors becomes one of that structure, fitted to data.
+
+    With batches, layer after layer in the order of their calls, on the inputs that the compressed layers
+    before it give; else all layers on the statistics of the original network. Layers that the data does not
+    reach keep their weights.
+
+    Raises:
+        CompressionError: there are no batches.
+        PlanError: the statistics are of another model.
+    """
+    wide = copy.deepcopy(model)
+    configs = {e.layer.name: (e.layer, e.choice.config) for e in plan if e.choice.config is not None}
+    if batches is not None:
+        held = list(batches)
+        if not held:
+            raise CompressionError("batches must hold at least one batch, got none")
+        behind = calibrate.norms_behind(model, {n: model.get_submodule(n) for n in configs}, held[0])
+        for name in calibrate.in_order_of_calls(model, list(configs), held):
+            moments = calibrate.grouped_moments(model, wide, [name], held)[name]
+            norm = wide.get_submodule(behind[name]) if name in behind else None
+            _fit(wide.get_submodule(name), *configs[name], moments, norm, how)
+        return wide
+    if statistics is None:
+        return wide
+    check_statistics(model, statistics)
+    for name, (layer, config) in configs.items():
+        if name in statistics.layers:
+            module = wide.get_submodule(name)
+            moments = _moments(module, statistics.layers[name])
+            _fit(module, layer, config, moments, None, how)
+    return wide
+
+
+def _moments(module: nn.Module, known: LayerStatistics) -> list[calibrate.Moments]:
+    """Return the moments of a layer's inputs and its own outputs on them."""
+    if not isinstance(module, rewrite.Dense):
+        raise PlanError(f"statistics are of a dense layer, got {type(module).__name__}")
+    groups = len(known.mean)
+    W = module.weight.detach().double().cpu().flatten(1).unflatten(0, (groups, -1))
+    biases = (
+        torch.zeros(W.shape[:2])
+        if module.bias is None
+        else module.bias.detach().cpu().unflatten(0, (groups, -1))
+    )
+    found = []
+    for weight, b, R, x in zip(
+        W, biases.double(), known.autocorrelation.cpu(), known.mean.cpu(), strict=True
+    ):
+        y = weight @ x + b
+        yx = weight @ R + b[:, None] * x
+        yy = (weight @ R * weight).sum(1) + 2 * b * (weight @ x) + b.square()
+        found.append(calibrate.Moments(R, x, yx, y, yy))
+    return found
+
+
+def _fit(
+    module: nn.Module,
+    layer: Layer,
+    config: LowRank,
+    moments: list[calibrate.Moments],
+    norm: nn.Module | None,  # the batch norm behind the layer
+    how: Refinement,
+) -> None:
+    """Give a layer its fitted weight, and make its mean output right, in place."""
+    if not isinstance(module, rewrite.Dense):
+        raise PlanError(f"only dense layers are fitted, got {type(module).__name__}")
+    old_bias = torch.zeros(layer.out_channels) if module.bias is None else module.bias.detach().cpu()
+    biases = old_bias.double().unflatten(0, (len(moments), -1))
+    movable = how.bias and (module.bias is not None or norm is not None)
+    if movable:
+        known = [m.centred[:2] for m in moments]
+    else:
+        known = [(m.xx, m.yx - b[:, None] * m.x) for m, b in zip(moments, biases, strict=True)]
+    xx, yx = (torch.stack(parts) for parts in zip(*known, strict=True))
+    weight = fitted_weight(layer, module.weight.cpu(), config, xx, yx, how)
+    module.weight.data = weight.to(module.weight)
+    if not movable:
+        return
+    means = torch.stack([m.x for m in moments])
+    given = torch.einsum("god,gd->go", weight.flatten(1).unflatten(0, (len(moments), -1)), means)
+    bias = (torch.stack([m.y for m in moments]) - given).flatten()
+    if module.bias is not None:
+        module.bias.data = bias.to(module.bias)
+    elif norm is not None:
+        calibrate.shift_mean(norm, bias)

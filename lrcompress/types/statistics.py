@@ -1,0 +1,62 @@
+"""Second moments of a layer's inputs: what data-aware steps know of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lrcompress.types.errors import PlanError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Means over all patches x that a layer multiplied its weight with; d as in ``weight.flatten(1)``."""
+
+    autocorrelation: Tensor  # float64 [conv_groups, d, d], E[x x^T], uncentred
+    mean: Tensor  # float64 [conv_groups, d], E[x]
+    samples: int  # patches
+    gradient: Tensor | None = None  # float64 [out, out], E[g g^T] of the layer's outputs
+
+    def __post_init__(self) -> None:
+        groups, side = self.mean.shape
+        if self.autocorrelation.shape != (groups, side, side) or self.samples < 1:
+            raise PlanError(
+                f"statistics need an autocorrelation {[groups, side, side]} of at least 1 sample, "
+                f"got {list(self.autocorrelation.shape)} of {self.samples}"
+            )
+
+    @property
+    def covariance(self) -> Tensor:  # [conv_groups, d, d]
+        """E[x x^T] - E[x] E[x]^T."""
+        return self.autocorrelation - self.mean[:, :, None] * self.mean[:, None, :]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How weights are fitted to unlabelled data after a plan was made.
+
+    With x' the inputs that a layer of the compressed network sees, y the outputs that the original layer
+    gave, E its block-diagonal encoder and D its decoder, the mean of |y - D E x' - b|^2 is lowered:
+
+    - the decoder is its least-squares minimiser, D = R_yx' E^T (E R_x'x' E^T)^-1;
+    - then ``sweeps`` times over the groups each group's encoder and decoder are replaced by the minimisers
+      given all others (a truncated SVD of the residual's regression), and the decoder is fitted again;
+    - with ``bias``, moments are centred and b makes the mean output exact: it goes into the layer's bias, or
+      into the running mean of the batch norm behind it; a layer that has neither is fitted uncentred.
+
+    Source: Zhang et al. 2015 (fitting to the compressed prefix, one group); groups and sweeps are ours.
+    """
+
+    encoder: str = "inputs"  # what the encoders start from: "inputs" (whitened) or "weights" (plain SVD)
+    sweeps: int = 4
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ("inputs", "weights") or self.sweeps < 0:
+            raise PlanError(
+                "a refinement needs encoder 'inputs' or 'weights' and sweeps >= 0, "
+                f"got {self.encoder!r} and {self.sweeps}"
+            )
