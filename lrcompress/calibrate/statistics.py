@@ -63,7 +63,8 @@ class Statistics:
         """
         gathered: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(gathered, self, group)
-        return gathered[0].merge(*gathered[1:])
+        first: Statistics = gathered[0]
+        return first.merge(*gathered[1:])
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
@@ -102,8 +103,8 @@ class Statistics:
                 for name, count in samples.items():
                     key = f"{name}/gradient"
                     gradient = file.get_tensor(key) if key in keys else None
-                    moments = [file.get_tensor(f"{name}/{part}") for part in ("autocorrelation", "mean")]
-                    layers[name] = LayerStatistics(*moments, count, gradient)
+                    R, mean = (file.get_tensor(f"{name}/{part}") for part in ("autocorrelation", "mean"))
+                    layers[name] = LayerStatistics(R, mean, count, gradient)
             unreached = tuple(json.loads(about["unreached"]))
             return cls(layers, about["fingerprint"], int(about["batches"]), unreached)
         except (SafetensorError, KeyError, ValueError, OSError) as error:

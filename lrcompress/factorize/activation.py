@@ -88,7 +88,7 @@ class ActivationAware:
         if known.gradient is None:
             raise PlanError(f"layer {layer.name!r}: error 'fisher' needs statistics with gradients=True")
         values, vectors = torch.linalg.eigh(known.gradient)
-        return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+        return torch.matmul(vectors * values.clamp(min=0).sqrt(), vectors.mT)
 
     def _group_counts(self, layer: Layer) -> list[int]:
         channels = layer.group_channels
@@ -111,7 +111,8 @@ class ActivationAware:
         wanted = weight @ moment
         total = float((wanted * weight).sum())
         if not self.refit:
-            return _tails(folded, inputs, encoders, groups)[ranks - 1]
+            tails: FloatArray = _tails(folded, inputs, encoders, groups)[ranks - 1]
+            return tails
         losses = []
         for rank in ranks:
             E = expanded(encoders[:, : int(rank)], order)
