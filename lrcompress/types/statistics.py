@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lrcompress.types.errors import PlanError
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Tensor = Any  # of torch, which this room does not wait for
 
 
 @dataclass(frozen=True)
