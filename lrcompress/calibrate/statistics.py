@@ -101,12 +101,14 @@ class Statistics:
                 layers = {}
                 for name, count in samples.items():
                     key = f"{name}/gradient"
-                    gradient = file.get_tensor(key) if key in keys else None
-                    moments = [file.get_tensor(f"{name}/{part}") for part in ("autocorrelation", "mean")]
+                    gradient = _finite(file, key) if key in keys else None
+                    moments = [_finite(file, f"{name}/{part}") for part in ("autocorrelation", "mean")]
                     layers[name] = LayerStatistics(*moments, count, gradient)
             unreached = tuple(json.loads(about["unreached"]))
             return cls(layers, about["fingerprint"], int(about["batches"]), unreached)
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except FormatError:
+            raise
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             raise FormatError(f"{path}: not statistics that can be read: {error}") from error
 
 
@@ -116,6 +118,14 @@ class CollectionInterrupted(CompressionError):
     def __init__(self, message: str, statistics: Statistics) -> None:
         super().__init__(message)
         self.statistics = statistics
+
+
+def _finite(file: Any, key: str) -> Tensor:
+    """Read a float64 tensor."""
+    tensor: Tensor = file.get_tensor(key)
+    if tensor.dtype != torch.float64 or not tensor.isfinite().all():
+        raise ValueError(f"{key} must be finite and float64, got {tensor.dtype}")
+    return tensor
 
 
 def _mean(parts: Sequence[LayerStatistics]) -> LayerStatistics:
