@@ -38,7 +38,9 @@ def network(kind=Net):
 
 
 def samples(count=11, seed=5):
-    return torch.randn(count, 4, 7, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.3
+    return (
+        torch.randn(count, 4, 7, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.3
+    )
 
 
 def patches(layer, x):
