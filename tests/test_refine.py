@@ -99,7 +99,9 @@ def test_layers_fitted_in_sequence_are_each_best_on_the_inputs_they_get():
     small = lrc.apply(model, plan, batches=x.split(50), refinement=Refinement(sweeps=1))
     for name in ("0", "2", "4"):
         y, handle = outputs_of(model, name, x), []
-        hook = small.get_submodule(name).register_forward_pre_hook(lambda m, i, seen=handle: seen.append(i[0]))
+        hook = small.get_submodule(name).register_forward_pre_hook(
+            lambda m, i, seen=handle: seen.append(i[0])
+        )
         given = outputs_of(small, name, x)
         hook.remove()
         inputs = handle[0].detach()
@@ -133,7 +135,7 @@ def test_layers_with_neither_are_fitted_uncentred(case):
     handle = small.outer.register_forward_pre_hook(lambda m, i: seen.append(i[0]))
     left = outputs_of(model, "outer", x) - outputs_of(small, "outer", x)
     handle.remove()
-    codes = nn.functional.conv2d(seen[0], small.outer.V, groups=small.outer.groups)
+    codes = nn.functional.conv2d(seen[0], small.outer.V).detach()
     crossed = torch.einsum("nohw,nchw->oc", left, codes)
     scale = left.square().sum().sqrt() * codes.square().sum().sqrt()
     assert float(crossed.abs().max() / scale) < 1e-5
@@ -201,8 +203,9 @@ def test_presets_go_from_data_to_an_artefact_and_back(case, tmp_path, name, sequ
     assert error(model, small, x) < 0.9
     lrc.save(small, plan, tmp_path / "out")
     again = lrc.load(tmp_path / "out", Net().double().eval())
-    with torch.no_grad():
-        assert torch.equal(again(x), small(x))
+    state = small.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
+    torch.testing.assert_close(again(x), small(x))
     assert lrc.Plan.from_json(plan.to_json()).layers == plan.layers
 
 
@@ -218,19 +221,18 @@ def test_single_precision_is_refined_as_double_is(case):
     model, batches, _ = case
     plan = halved(model)
     wide = lrc.apply(model, plan, batches=batches)
-    narrow = lrc.apply(
-        Net().double().eval().requires_grad_(False).float().train(False), plan, batches=[batches[0].float()]
-    )
-    assert narrow.stem.U.dtype == torch.float32
     single = Net().eval()
-    single.load_state_dict({name: value.to(single.state_dict()[name]) for name, value in model.state_dict().items()})
+    single.load_state_dict(model.state_dict())
     small = lrc.apply(single, plan, batches=[b.float() for b in batches])
+    assert small.stem.U.dtype == torch.float32
     x = torch.cat(batches)
     assert error(single, small, x.float()) == pytest.approx(error(model, wide, x), rel=0.02)
 
 
 def test_what_neuron_removal_leaves_is_refined_too():
-    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+    model = nn.Sequential(
+        nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)
+    ).double()
     x = pixels(300, (2, 6)).flatten(1)
     plan = lrc.plan(model, lrc.Budget(params=0.7), lrc.lnr(), example_inputs=x)
     assert plan.removals
@@ -246,8 +248,8 @@ def test_recipes_that_look_at_data_need_statistics(case):
     for recipe in RECIPES.values():
         with pytest.raises(lrc.PlanError, match=r"lrc\.collect"):
             lrc.plan(model, lrc.Budget(params=0.5), recipe)
-    plain = lrc.collect(model, [pixels(8)])
-    with pytest.raises(lrc.PlanError, match="gradients=True"):
+    plain = lrc.collect(model, [pixels(96)])
+    with pytest.raises(lrc.PlanError, match=r"gradients=True"):
         lrc.plan(model, lrc.Budget(params=0.5), lrc.kfac_svd(), statistics=plain)
     assert lrc.plan(model, lrc.Budget(params=0.5), statistics=statistics).recipe.startswith("alds")
 
@@ -260,7 +262,7 @@ def test_statistics_of_another_model_are_refused(case):
         lrc.plan(other, lrc.Budget(params=0.5), lrc.pca(), statistics=statistics)
     with pytest.raises(lrc.PlanError, match=rf"this model, .*{statistics.fingerprint}"):
         lrc.apply(other, plan, statistics=statistics)
-    with pytest.raises(lrc.PlanError, match="layer 'stem', the model has none"):
+    with pytest.raises(lrc.PlanError, match=r"layer 'stem', the model has none"):
         lrc.plan(Net1d().double(), lrc.Budget(params=0.5), lrc.pca(), statistics=statistics)
 
 
@@ -299,8 +301,10 @@ def test_weights_and_activations_that_are_not_finite_are_refused(case):
 def test_too_few_samples_warn_with_both_numbers(case):
     model, batches, statistics = case
     few = lrc.collect(model, [batches[0][:2]])
-    with pytest.warns(UserWarning, match="layer 'fc': 2 samples cannot span its 16 input dimensions"):
+    with pytest.warns(UserWarning, match="cannot span") as caught:
         plan = lrc.plan(model, lrc.Budget(params=0.6), lrc.activation_aware(), statistics=few)
+    texts = [str(warning.message) for warning in caught]
+    assert any("layer 'fc': 2 samples cannot span its 16 input dimensions" in text for text in texts)
     assert lrc.apply(model, plan, statistics=few)(batches[0]).isfinite().all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
