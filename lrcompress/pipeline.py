@@ -175,12 +175,13 @@ def apply(
         removal.check_fits(model, plan.removals)
         model = reconstruct.reconstructed(model, plan.removals, batches, plan.sequential)
         model = removal.removed(model, plan.removals)
-    if statistics is not None or batches is not None:
-        model = refine.refined(model, plan, statistics, batches, refinement or Refinement())
     old = rewrite.check_fits(model, plan)
-    entries = [entry for entry in plan if entry.choice.config is not None]
     for name, module in old.items():
         rewrite.check_weight(name, module.weight)
+    if statistics is not None or batches is not None:
+        model = refine.refined(model, plan, statistics, batches, refinement or Refinement())
+        old = rewrite.check_fits(model, plan)
+    entries = [entry for entry in plan if entry.choice.config is not None]
     layers = [entry.layer for entry in entries]
     configs = [entry.choice.config for entry in entries if entry.choice.config is not None]
     factors = svd_factors(layers, [old[layer.name].weight for layer in layers], configs)

@@ -39,7 +39,8 @@ def collect(
     Raises:
         CompressionError: no batches, or an iterator where ``memory`` takes several passes.
         CollectionInterrupted: the batches or the model raised, or a layer's inputs hold nan or infinity; the
-            batch and the layer are named, and ``error.statistics`` holds all batches before.
+            batch and the layer are named, and ``error.statistics`` holds all batches before. Where ``memory``
+            takes several passes, layers of earlier passes have seen all batches: start again instead.
         PlanError: ``into`` is of another model.
     """
     layers, _ = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)

@@ -155,7 +155,7 @@ def test_fisher_weighs_outputs_by_their_gradients(name):
 
 def test_fisher_needs_gradients():
     model, _, statistics = calibrated("linear")
-    with pytest.raises(lrc.PlanError, match="layer '0'.*gradients=True"):
+    with pytest.raises(lrc.PlanError, match=r"layer '0'.*gradients=True"):
         table(model, statistics, error="fisher")
 
 
@@ -167,7 +167,7 @@ def test_few_samples_and_constant_inputs_are_safe(name, refit):
     found = table(model, lrc.collect(model, [x]), schemes=(0, 1, 2, 3), refit=refit)
     assert ((found.error >= 0) & (found.error <= 1)).all()
     assert found.error[0] == 0
-    constant = table(model, lrc.collect(model, [torch.full_like(x[:, :, None], 2.0)[:, :, 0] * 0]))
+    constant = table(model, lrc.collect(model, [torch.zeros_like(x)]))
     assert (constant.error == 0).all()
 
 
@@ -258,7 +258,7 @@ def test_one_group_with_whitened_encoders_is_a_fixed_point(name):
 
 
 def test_fits_reach_targets_that_are_not_the_layers_own():
-    """Outputs wanted of other inputs: the best of rank r is the truncated SVD of C S^(-1/2), whitened back."""
+    """Outputs wanted of other inputs: the best of rank r is a truncated SVD of C S^(-1/2), whitened back."""
     layer, generator = Layer("x", "Linear", (5, 8)), torch.Generator().manual_seed(1)
     x, y = (torch.randn(90, n, generator=generator, dtype=torch.float64) for n in (8, 5))
     y = y + x[:, :5] * 2

@@ -260,7 +260,7 @@ def test_subsets_of_layers_give_what_one_pass_gives(model):
     small = lrc.collect(model, parts, gradients=True, memory=1, progress=steps.append)
     assert_same(small, whole)
     assert steps == [1, 2, 3] * 5  # a pass for each layer, the idle one too
-    with pytest.raises(lrc.CompressionError, match="memory=1 takes 5 passes .* got an iterator"):
+    with pytest.raises(lrc.CompressionError, match=r"memory=1 takes 5 passes .* got an iterator"):
         lrc.collect(model, iter(parts), memory=1)
     assert_same(lrc.collect(model, iter(parts), gradients=True, memory=1 << 30), whole)
 

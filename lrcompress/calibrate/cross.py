@@ -69,13 +69,14 @@ def grouped_moments(
     layer called several times adds up all calls, in their order.
 
     Raises:
-        CompressionError: there are no batches, or a layer did not run, or not equally often in both models.
+        CompressionError: there are no batches; a layer did not run, or not equally often in both models, or
+            has inputs or outputs that are not finite.
     """
     sums: dict[str, tuple[int, list[Tensor]]] = {}
     layers = [{name: model.get_submodule(name) for name in names} for model in (wanted, given)]
     calls: list[dict[str, int] | None] = [None, None]
     with inference(wanted), inference(given):
-        for batch in batches:
+        for number, batch in enumerate(batches):
             seen = []
             for i, model in enumerate((wanted, given)):
                 found = _seen(model, layers[i], batch, 2 - i, calls[i])
@@ -89,6 +90,10 @@ def grouped_moments(
                         f"got {counts[0]} and {counts[1]}"
                     )
                 for y, x in zip(seen[0][name], seen[1][name], strict=True):
+                    if not (x.isfinite().all() and y.isfinite().all()):
+                        raise CompressionError(
+                            f"batch {number}: what layer {name!r} gets or gives holds nan or infinity"
+                        )
                     sums[name] = _added(sums.get(name), layer, x, y)  # type: ignore[arg-type]
     if not sums and names:
         raise CompressionError("batches must hold at least one batch, got none")

@@ -280,10 +280,10 @@ class _Sums:
         """Return the averages of the layers that ran."""
         return {
             name: LayerStatistics(
-                total.products / total.count,
-                total.sums / total.count,
+                (total.products / total.count).cpu(),
+                (total.sums / total.count).cpu(),
                 total.count,
-                self.gradients[name].products[0] / total.count if name in self.gradients else None,
+                (self.gradients[name].products[0] / total.count).cpu() if name in self.gradients else None,
             )
             for name, total in self.inputs.items()
             if total.count

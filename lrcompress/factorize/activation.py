@@ -92,7 +92,8 @@ class ActivationAware:
         each = known.gradient.split(layer.out_channels // layer.conv_groups)
         blocks = [rows.split(len(rows), 1)[i] for i, rows in enumerate(each)]
         values, vectors = torch.linalg.eigh(torch.stack(blocks))
-        return torch.matmul(vectors * values.clamp(min=0).sqrt()[:, None], vectors.mT)
+        root: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT
+        return root
 
     def _group_counts(self, layer: Layer) -> list[int]:
         channels = layer.group_channels
