@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lrcompress import calibrate, codec, measure, presets, reconstruct, refine, removal, rewrite
+from lrcompress import allocate, calibrate, codec, measure, presets, reconstruct, refine, removal, rewrite
 from lrcompress.factorize import svd_factors
 from lrcompress.types import (
     Budget,
@@ -49,6 +49,8 @@ def plan(
     example_inputs: Any = None,  # a tensor, a tuple of positional or a mapping of keyword arguments
     statistics: calibrate.Statistics | None = None,  # from `collect`, for recipes that look at data
     ignore: str | Sequence[str] = (),  # shell patterns of layer names to leave alone
+    weights: Mapping[str, float] | None = None,  # of layers' errors, by shell pattern; the last match counts
+    min_keep: float | Mapping[str, float] = 0.0,  # fraction of its parameters that a factored layer keeps
     progress: measure.Progress | None = None,  # of measuring: called with the steps done, and all of them
 ) -> Plan:
     """Choose for every compressible layer how to factor it, or to keep it dense.
@@ -61,14 +63,20 @@ def plan(
     ``groups x rank`` is a multiple of 8 where possible. The time that such a plan predicts is made of the
     lowest of many noisy measurements: expect somewhat more.
 
+    ``weights`` multiply the errors that the global step sees, 1 where no pattern matches; ``min_keep`` takes
+    away options below that fraction of the layer's parameters. The dense layer always stays an option.
+
     Raises:
         BudgetError: the budget cannot be met; the message says the least possible.
         WeightError: a weight is not finite, or on the meta device; the message names the layer.
-        PlanError: a budget in MACs or latency without example inputs, or a pattern that matches no module.
+        PlanError: a budget in MACs or latency without example inputs, or a pattern that matches no module; a
+            weight that is not positive, a ``min_keep`` outside [0, 1].
     """
     recipe = recipe or presets.alds()
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     if isinstance(recipe, Reconstruction):
+        if weights or min_keep:
+            raise PlanError(f"{recipe} takes no weights and no min_keep, got {weights} and {min_keep}")
         return reconstruct.planned(model, budget, recipe, example_inputs, ignored)
     if budget.cost in _NEED_INPUTS and example_inputs is None:
         raise PlanError(f"a budget in {budget.cost} needs example_inputs, to {_NEED_INPUTS[budget.cost]}")
@@ -86,8 +94,9 @@ def plan(
         rewrite.check_weight(name, module.weight)
     layers = tuple(rewrite.describe(name, module, calls.get(name, ())) for name, module in modules.items())
     known = {} if statistics is None else statistics.layers
-    weights = tuple(module.weight.detach() for module in modules.values())
-    tables = recipe.local_step(layers, weights, known)
+    matrices = tuple(module.weight.detach() for module in modules.values())
+    tables = allocate.floored(layers, recipe.local_step(layers, matrices, known), min_keep)
+    factors = allocate.factors([layer.name for layer in layers], weights or {})
     params, latency = rewrite.count_params(model), 0
     if budget.cost == "latency":
         timed = measure.timed_options(model, modules, layers, tables, example_inputs, progress)
@@ -96,13 +105,25 @@ def plan(
     total = totals[budget.cost]
     fixed = total - sum(getattr(layer, budget.cost) for layer in layers)
     _check_reachable(budget, tables, fixed, total)
-    rows = recipe.global_step(tables, budget.cost, budget.limit(total) - fixed)
+    weighed = allocate.weighed(tables, factors)
+    left = budget.limit(total) - fixed
+    rows = recipe.global_step(weighed, budget.cost, left)
     entries = tuple(
         LayerPlan(layer, table[row], _curve(table, budget.cost, row))
         for layer, table, row in zip(layers, tables, rows, strict=True)
     )
-    tradeoff = _tradeoff(recipe, tables, budget.cost, fixed, total)
-    return Plan(str(recipe), budget, params, macs, entries, tuple(left_alone), tradeoff, latency)
+    return Plan(
+        str(recipe),
+        budget,
+        params,
+        macs,
+        entries,
+        tuple(left_alone),
+        _tradeoff(recipe, weighed, budget.cost, fixed, total),
+        latency,
+        objective=_objective(recipe, weighed, rows),
+        bound=recipe.global_step.bound(weighed, budget.cost, left),
+    )
 
 
 def _least(tables: list[OptionTable], cost: str) -> int:
@@ -138,9 +159,13 @@ def _tradeoff(
     points = []
     for limit in np.linspace(fixed + _least(tables, cost), total, _TRADEOFF_POINTS).astype(int):
         rows = recipe.global_step(tables, cost, int(limit) - fixed)
-        errors = [float(table.error[row]) for table, row in zip(tables, rows, strict=True)]
-        points.append(Tradeoff(int(limit) / total, recipe.global_step.objective(errors)))
+        points.append(Tradeoff(int(limit) / total, _objective(recipe, tables, rows)))
     return tuple(points)
+
+
+def _objective(recipe: Recipe, tables: list[OptionTable], rows: list[int]) -> float:
+    errors = [float(table.error[row]) for table, row in zip(tables, rows, strict=True)]
+    return recipe.global_step.objective(errors)
 
 
 def apply(

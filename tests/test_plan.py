@@ -1,6 +1,7 @@
 """Budgets, plans and their JSON."""
 
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -296,3 +297,81 @@ def test_budgets_in_bytes_count_what_the_model_holds():
     assert kept + least > 0.6 * held or all(e.choice.config is None for e in found)
     with pytest.raises(lrc.BudgetError, match="bytes=10 allows 10 bytes"):
         lrc.plan(model, lrc.Budget(bytes=10), lrc.svd())
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
+def test_a_plan_says_how_far_from_the_optimum_it_may_be(recipe):
+    plan = lrc.plan(Net(), lrc.Budget(params=0.6), recipe, example_inputs=X)
+    errors = [entry.choice.error for entry in plan]
+    assert plan.objective == recipe.global_step.objective(errors)
+    assert lrc.Plan.from_json(plan.to_json()) == plan
+    last = str(plan).splitlines()[-1]
+    assert f"objective {plan.objective:.4g}" in last
+    if recipe.name == "svd":
+        assert plan.bound is None
+        assert "least possible" not in last
+        return
+    assert 0 < plan.bound <= plan.objective
+    assert last.endswith("the least possible")
+    far = dataclasses.replace(plan, bound=plan.objective / 1.0004)
+    assert str(far).endswith("at most 0.1 % above the least possible")
+    edited = plan.keep_dense("head")
+    assert (edited.objective, edited.bound) == (None, None)
+
+
+def test_weights_move_the_error_to_other_layers():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3)))
+    plain, same, heavy = (
+        lrc.plan(model, lrc.Budget(params=0.6), lrc.lrank(), weights=weights)
+        for weights in (None, {"*": 1.0}, {"*": 2.0, "[01]": 1e6, "1": 2.0})
+    )
+    assert same == plain
+    assert heavy["0"].choice.error < min(entry.choice.error for entry in plain)
+    factors = {"0": 1e6, "1": 2.0, "2": 2.0}  # the last pattern counts; errors in the plan are not weighted
+    assert heavy.objective == pytest.approx(sum(factors[e.layer.name] * e.choice.error for e in heavy))
+    assert heavy.tradeoff[0].error > 1e5 * plain.tradeoff[0].error
+
+
+@pytest.mark.parametrize("min_keep", [0.45, {"*": 0.1, "head": 0.45, "features.*": 0.45}])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
+def test_no_layer_goes_below_its_floor(recipe, min_keep):
+    plan = lrc.plan(Net(), lrc.Budget(params=0.7), recipe, min_keep=min_keep)
+    free = lrc.plan(Net(), lrc.Budget(params=0.7), recipe, min_keep=0)
+    for kept, anything in ((plan, False), (free, True)):  # a curve starts at the cheapest option
+        smallest = [min(option.params / entry.layer.params for option in entry.curve) for entry in kept]
+        assert (min(smallest) < 0.45) == anything
+    assert all(entry.choice.params >= 0.45 * entry.layer.params for entry in plan)
+    whole = lrc.plan(Net(), lrc.Budget(params=1.0), recipe, min_keep=1.0)
+    assert all(entry.choice.config is None for entry in whole)
+
+
+def test_a_floor_above_the_budget_is_refused():
+    with pytest.raises(lrc.BudgetError, match="the least possible"):
+        lrc.plan(Net(), lrc.Budget(params=0.5), min_keep=0.8)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"weights": {"nothing.*": 2.0}}, r"weights pattern 'nothing\.\*' matches no layer"),
+        ({"weights": {"head": 0.0}}, r"'head' must be a positive finite number, got 0\.0"),
+        ({"weights": {"head": -1}}, "got -1"),
+        ({"weights": {"head": math.nan}}, "got nan"),
+        ({"weights": {"head": math.inf}}, "got inf"),
+        ({"weights": {"head": "2"}}, "got '2'"),
+        ({"min_keep": {"embedding": 0.5}}, "min_keep pattern 'embedding' matches no layer"),
+        ({"min_keep": 1.5}, r"min_keep must be a fraction in \[0, 1\], got 1\.5"),
+        ({"min_keep": -0.1}, r"got -0\.1"),
+        ({"min_keep": {"head": math.nan}}, "min_keep of 'head'.*got nan"),
+        ({"min_keep": True}, "got True"),
+    ],
+)
+def test_wishes_that_make_no_sense(wishes, message):
+    with pytest.raises(lrc.PlanError, match=message):
+        lrc.plan(Net(), lrc.Budget(params=0.9), **wishes)
+
+
+def test_removal_takes_no_wishes():
+    with pytest.raises(lrc.PlanError, match=r"no weights and no min_keep, got None and 0\.5"):
+        lrc.plan(Net(), lrc.Budget(params=0.9), lrc.lnr(), example_inputs=X, min_keep=0.5)

@@ -4,5 +4,6 @@ from lrcompress.allocate.constant_ratio import ConstantRatio
 from lrcompress.allocate.minmax import MinMax
 from lrcompress.allocate.shrink import Sizes, shrink
 from lrcompress.allocate.weighted_sum import WeightedSum
+from lrcompress.allocate.wishes import factors, floored, weighed
 
-__all__ = ["ConstantRatio", "MinMax", "Sizes", "WeightedSum", "shrink"]
+__all__ = ["ConstantRatio", "MinMax", "Sizes", "WeightedSum", "factors", "floored", "shrink", "weighed"]

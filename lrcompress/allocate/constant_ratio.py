@@ -39,3 +39,6 @@ class ConstantRatio:
     def objective(self, errors: list[float]) -> float:
         """Return the largest error."""
         return max(errors, default=0.0)
+
+    def bound(self, tables: list[OptionTable], cost: str, limit: int) -> None:
+        """Return nothing: a rule, not an optimum."""

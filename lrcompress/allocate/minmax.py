@@ -38,6 +38,18 @@ class MinMax:
         """Return the largest error."""
         return max(errors, default=0.0)
 
+    def bound(self, tables: list[OptionTable], cost: str, limit: int) -> float:
+        """Return the least possible largest error, which is that of the choice.
+
+        Raises:
+            BudgetError: even the cheapest rows cost more than ``limit``.
+        """
+        fronts = fronts_within(tables, cost, limit)
+        points = _least_threshold(fronts, limit)
+        return self.objective(
+            [float(front.error[point]) for front, point in zip(fronts, points, strict=True)]
+        )
+
 
 def _least_threshold(fronts: list[Front], limit: int) -> list[int]:
     """Return the cheapest points below the least threshold at which they fit together."""

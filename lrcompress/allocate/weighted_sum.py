@@ -9,7 +9,6 @@ import numpy as np
 from lrcompress.allocate.fronts import Front, fronts_within, spent
 from lrcompress.types.options import FloatArray, IntArray, OptionTable
 
-
 # Pairs of state and option that the dynamic programme looks at for each layer: milliseconds.
 _PAIRS = 2**15
 
@@ -58,10 +57,10 @@ class WeightedSum:
         points, price = _relaxed(fronts, steps, limit)
         points = _repair(fronts, points, limit - spent(fronts, points))
         least = float(steps.least_error(fronts, np.arange(len(fronts)), np.array([limit]))[0])
-        points, open_bound = _improved(fronts, steps, points, price, least, limit)
+        points, unsearched = _improved(fronts, steps, points, price, least, limit)
         rows = [int(front.rows[point]) for front, point in zip(fronts, points, strict=True)]
         reached = self.objective([float(t.error[row]) for t, row in zip(tables, rows, strict=True)])
-        return rows, min(reached, max(least, open_bound))
+        return rows, min(reached, max(least, unsearched))
 
 
 @dataclass(frozen=True)
@@ -77,14 +76,14 @@ class _Steps:
     def of(fronts: list[Front]) -> _Steps:
         """Walk along all hulls."""
         found = sorted(_hull_steps(fronts))
-        before = [0] * len(fronts)
-        cost, error = [], []
-        for _, i, point in found:
-            cost.append(int(fronts[i].cost[point] - fronts[i].cost[before[i]]))
-            error.append(float(fronts[i].error[point] - fronts[i].error[before[i]]))
-            before[i] = point
-        layers, points = ([step[k] for step in found] for k in (1, 2))
-        return _Steps(*(np.array(a, np.int64) for a in (layers, points, cost)), np.array(error, np.float64))
+        layer = np.array([i for _, i, _ in found], np.int64)
+        point = np.array([p for _, _, p in found], np.int64)
+        cost, error = np.zeros(len(found), np.int64), np.zeros(len(found))
+        for i, front in enumerate(fronts):
+            mine = layer == i
+            walk = np.concatenate([np.zeros(1, np.int64), point[mine]])
+            cost[mine], error[mine] = np.diff(front.cost[walk]), np.diff(front.error[walk])
+        return _Steps(layer, point, cost, error)
 
     def least_error(
         self,
@@ -92,12 +91,13 @@ class _Steps:
         layers: IntArray,  # [some]
         limits: IntArray,  # [...]
     ) -> FloatArray:  # [...]; inf where even the cheapest points cost more
-        """Return a bound on the sum of errors of some layers: the relaxation, where part of a step can be taken."""
+        """Bound the sum of errors of some layers: the relaxation, which may take a part of a step."""
         mine = np.isin(self.layer, layers)
         first = sum(int(fronts[i].cost[0]) for i in layers)
-        worst = sum(float(fronts[i].error[0]) for i in layers)
+        best = sum(float(fronts[i].error[-1]) for i in layers)
+        saved = np.cumsum(self.error[mine][::-1])[::-1]  # from the small ones: no cancellation
         costs = first + np.concatenate([np.zeros(1), np.cumsum(self.cost[mine])])
-        errors = worst + np.concatenate([np.zeros(1), np.cumsum(self.error[mine])])
+        errors = best - np.concatenate([saved, np.zeros(1)])
         bound: FloatArray = np.interp(limits, costs, errors, left=np.inf)
         return bound
 
@@ -121,14 +121,14 @@ def _improved(
     price: float,
     least: float,
     limit: int,
-) -> tuple[list[int], float]:  # the best choice found, and the least sum that was not ruled out
+) -> tuple[list[int], float]:  # the best found, and the least bound of what was not searched
     """Search for a better choice by dynamic programming over the layers."""
     reached = sum(float(front.error[point]) for front, point in zip(fronts, points, strict=True))
     target = reached * (1 - _ROUNDING)
     kept = []  # of each front, the points that a better choice may hold
     for front in fronts:
         reduced = front.error + price * front.cost
-        kept.append(np.flatnonzero(reduced - reduced.min() <= reached - least + _ROUNDING * reached))
+        kept.append(np.flatnonzero(reduced - reduced.min() <= max(reached - least, _ROUNDING * reached)))
     order = np.argsort([len(few) for few in kept], kind="stable")
     cost, error, bound = np.zeros(1, np.int64), np.zeros(1), np.array([least])
     path: list[tuple[IntArray, IntArray]] = []  # of each layer so far: the state before, the point taken
@@ -150,13 +150,12 @@ def _improved(
         cost, error, bound = costs[better], errors[better], bounds[better]
         path.append((states[better // len(kept[i])], kept[i][better % len(kept[i])]))
     if not len(error):
-        return points, min(reached, dropped)
+        return points, dropped
     found, state = list(points), int(error.argmin())
-    best = float(error[state])
     for i, (before, taken) in zip(reversed(order), reversed(path), strict=True):
         found[i] = int(taken[state])
         state = int(before[state])
-    return found, min(best, dropped)
+    return found, dropped
 
 
 def _hull_steps(fronts: list[Front]) -> list[tuple[float, int, int]]:

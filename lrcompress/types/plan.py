@@ -16,7 +16,7 @@ from lrcompress.types.coupling import Removal
 from lrcompress.types.errors import BudgetError, CompressionError, PlanError
 from lrcompress.types.layer import Layer, LowRank, Option
 
-PLAN_FORMAT = 2  # raised whenever plans written before could no longer be read
+PLAN_FORMAT = 3  # raised whenever plans written before could no longer be read
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ class Plan:
     saved_params: int = 0  # by the removals
     saved_macs: int = 0
     sequential: bool = False  # weights behind removed channels are fitted to what the reduced layers give
+    objective: float | None = None  # what the global step minimises, weighted errors combined; None: edited
+    bound: float | None = None  # no choice within the budget has an objective below; None: not known
 
     def __post_init__(self) -> None:
         names = [entry.layer.name for entry in self.layers]
@@ -197,7 +199,7 @@ class Plan:
         layers = (
             dataclasses.replace(entry, choice=choice) if entry.layer.name == name else entry for entry in self
         )
-        return dataclasses.replace(self, layers=tuple(layers))
+        return dataclasses.replace(self, layers=tuple(layers), objective=None, bound=None)
 
     def to_json(self) -> str:
         """Return JSON text that ``Plan.from_json`` reads back to an equal plan."""
@@ -252,7 +254,22 @@ class Plan:
         if self.latency:
             kept += f", {_ms(self.latency)} -> {_ms(self.latency_after)} ms measured"
             kept += f" ({self.latency_after / self.latency:.3f})"
+        kept += self._optimality
         return "\n".join([f"{self.recipe}, budget {self.budget}", *narrowed, *rows, kept])
+
+    @property
+    def _optimality(self) -> str:
+        if self.objective is None:
+            return ""
+        reached = f", objective {self.objective:.4g}"
+        if self.bound is None:
+            return reached
+        if self.objective <= self.bound * (1 + 1e-9):  # sums in another order
+            return reached + ", the least possible"
+        if self.bound <= 0:
+            return reached + f", the least possible is at least {self.bound:.4g}"
+        above = math.ceil(1000 * (self.objective / self.bound - 1)) / 10
+        return reached + f", at most {above} % above the least possible"
 
 
 def _ms(nanoseconds: int) -> str:

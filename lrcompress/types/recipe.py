@@ -46,6 +46,10 @@ class GlobalStep(Protocol):
         """Combine the layers' errors into the number that the step minimises."""
         ...
 
+    def bound(self, tables: list[OptionTable], cost: str, limit: int) -> float | None:
+        """Return what no choice within the limit has an objective below; None where nothing is known."""
+        ...
+
 
 Chaining = Literal["parallel", "top-down", "bottom-up", "bottom-up+top-down"]
 
