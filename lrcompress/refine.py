@@ -42,6 +42,7 @@ def collect(
             batch and the layer are named, and ``error.statistics`` holds all batches before.
         PlanError: ``into`` is of another model.
     """
+    model = rewrite.with_linears(model)
     layers, _ = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
     return calibrate.collect_layers(
         model,
