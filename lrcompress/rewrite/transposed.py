@@ -45,7 +45,8 @@ def _is_transposed(module: nn.Module) -> bool:
 def _linear(module: nn.Module) -> nn.Linear:
     weight, bias = module._parameters["weight"], module._parameters["bias"]
     assert weight is not None
-    made = nn.Linear(*weight.shape, device="meta", dtype=weight.dtype)
+    inputs, outputs = weight.shape
+    made = nn.Linear(inputs, outputs, device="meta", dtype=weight.dtype)
     made.weight = nn.Parameter(weight.detach().T.contiguous(), requires_grad=weight.requires_grad)
-    made.bias = bias
+    made.register_parameter("bias", bias)
     return made.train(module.training)
