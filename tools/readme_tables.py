@@ -120,7 +120,9 @@ def minilm() -> str:
     rows = []
     for name in dict.fromkeys(row["recipe"] for row in results["rows"]):
         mine = {row["share"]: row for row in results["rows"] if row["recipe"] == name}
-        cells = [f"{mine[s]['cosine']:.3f} ({100 * mine[s]['nearest']:.1f} %)" for s in shares]
+        cells = [
+            f"{mine[s]['cosine']:.3f} ({100 * mine[s]['nearest']:.1f} %)" if s in mine else "" for s in shares
+        ]
         rows.append([name, *cells])
     header = ["recipe", *(f"linear layers {share}" for share in shares)]
     calibration, evaluation = results["calibration"], results["evaluation"]
