@@ -56,10 +56,10 @@ def plan(
     Linear (Conv1D of transformers too) and Conv1d/2d/3d layers are considered; whatever else has a weight
     matrix is listed in ``left_alone`` with the reason. ``example_inputs`` are run once, in evaluation mode,
     to count multiply-accumulates. ``lnr`` also calibrates on them: give it thousands of samples.
-    Deterministic, unless the budget is in latency: then the model, its layers and a selection of their options are timed on the
-    model's device, an option no faster than its dense layer is never chosen, and ranks are such that
-    ``groups x rank`` is a multiple of 8 where possible. The time that such a plan predicts is made of the
-    lowest of many noisy measurements: expect somewhat more.
+    Deterministic, unless the budget is in latency: then the model, its layers and a selection of their
+    options are timed on the model's device, an option no faster than its dense layer is never chosen, and
+    ranks are such that ``groups x rank`` is a multiple of 8 where possible. The time that such a plan
+    predicts is made of the lowest of many noisy measurements: expect somewhat more.
 
     Raises:
         BudgetError: the budget cannot be met; the message says the least possible.
