@@ -104,6 +104,9 @@ MacsOption = Annotated[
     str | None,
     typer.Option(metavar="AMOUNT", help="Multiply-accumulates to keep for one sample; needs an input."),
 ]
+BytesOption = Annotated[
+    str | None, typer.Option("--bytes", metavar="AMOUNT", help="Bytes of the parameters to keep.")
+]
 LatencyOption = Annotated[
     str | None,
     typer.Option(metavar="FRACTION", help="Measured time of a forward to keep, such as 0.6; needs an input."),
@@ -169,6 +172,7 @@ def plan(
     model: ModelArgument,
     params: ParamsOption = None,
     macs: MacsOption = None,
+    held: BytesOption = None,
     latency: LatencyOption = None,
     latency_ms: LatencyMsOption = None,
     preset: PresetOption = Preset.alds,
@@ -187,7 +191,10 @@ def plan(
     from lrcompress import sources
     from lrcompress.report import plan_table
 
-    budget, recipe = _budget(params, macs, latency, latency_ms), _recipe(preset, error)
+    budget, recipe = (
+        _budget(params=params, macs=macs, bytes=held, latency=latency, latency_ms=latency_ms),
+        _recipe(preset, error),
+    )
     network = sources.load_model(model, weights, device)
     examples = sources.load_inputs(network, shapes, inputs, device)
     made = _make_plan(network, budget, recipe, examples, ignore)
@@ -207,6 +214,7 @@ def compress(
     ],
     params: ParamsOption = None,
     macs: MacsOption = None,
+    held: BytesOption = None,
     latency: LatencyOption = None,
     latency_ms: LatencyMsOption = None,
     plan_file: Annotated[
@@ -227,14 +235,14 @@ def compress(
     from lrcompress import pipeline, sources
     from lrcompress.report import plan_table
 
-    if plan_file is not None and any((params, macs, latency, latency_ms, error, ignore)):
+    if plan_file is not None and any((params, macs, held, latency, latency_ms, error, ignore)):
         raise typer.BadParameter("a plan has its budget, error and ignored layers", param_hint="--plan")
     network = sources.load_model(model, weights, device)
     if plan_file is not None:
         made = _read_plan(plan_file)
     else:
         examples = sources.load_inputs(network, shapes, inputs, device)
-        budget = _budget(params, macs, latency, latency_ms)
+        budget = _budget(params=params, macs=macs, bytes=held, latency=latency, latency_ms=latency_ms)
         made = _make_plan(network, budget, _recipe(preset, error), examples, ignore)
     with sources.step("compressing"):
         small = pipeline.apply(network, made)  # in a dry run too: it refuses what does not fit
@@ -316,12 +324,11 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _budget(params: str | None, macs: str | None, latency: str | None, latency_ms: str | None) -> Budget:
+def _budget(**options: str | None) -> Budget:
     """Read the budget options; exactly one must be given."""
-    options = {"params": params, "macs": macs, "latency": latency, "latency_ms": latency_ms}
     given = {name: text for name, text in options.items() if text is not None}
     if len(given) != 1:
-        known = "--params, --macs, --latency and --latency-ms"
+        known = "--params, --macs, --bytes, --latency and --latency-ms"
         raise typer.BadParameter(f"give a budget: exactly one of {known}", param_hint="--params")
     ((name, text),) = given.items()
     try:

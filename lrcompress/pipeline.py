@@ -93,7 +93,8 @@ def plan(
     if budget.cost == "latency":
         timed = measure.timed_options(model, modules, layers, tables, example_inputs, progress)
         latency, layers, tables = timed
-    total = {"params": params, "macs": macs, "latency": latency}[budget.cost]
+    totals = {"params": params, "macs": macs, "bytes": rewrite.count_bytes(model), "latency": latency}
+    total = totals[budget.cost]
     fixed = total - sum(getattr(layer, budget.cost) for layer in layers)
     _check_reachable(budget, tables, fixed, total)
     rows = recipe.global_step(tables, budget.cost, budget.limit(total) - fixed)

@@ -110,7 +110,7 @@ def test_ranks_between_the_measured_ones_are_interpolated(monkeypatch):
 def test_group_counts_are_thinned_and_ranks_keep_the_width_round():
     layers = [nn.Linear(64, 64)]
     plan = lrc.plan(nn.Sequential(*layers), lrc.Budget(params=1.0), lrc.alds())
-    table = lrc.alds().local_step((plan["0"].layer,), (layers[0].weight,))[0]
+    table = lrc.alds().local_step((plan["0"].layer,), (layers[0].weight,), {})[0]
     thin = options._thinned(table)
     counts = sorted(set(thin.groups.tolist()))
     assert counts[0] == 0
@@ -173,6 +173,7 @@ def test_times_are_printed_and_survive_json(monkeypatch):
     assert json.loads(plan.to_json())["budget"] == {
         "params": None,
         "macs": None,
+        "bytes": None,
         "latency": 0.6,
         "latency_ms": None,
     }
@@ -192,7 +193,7 @@ def test_times_are_printed_and_survive_json(monkeypatch):
         ({"latency_ms": float("nan")}, "latency_ms must be a finite number"),
         (
             {"latency": 0.5, "macs": 0.5},
-            r"exactly one of params, macs, latency, latency_ms, got \['macs', 'latency'\]",
+            r"exactly one of params, macs, bytes, latency, latency_ms, got \['macs', 'latency'\]",
         ),
         ({}, "exactly one of .*, got none"),
     ],

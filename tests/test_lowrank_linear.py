@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lrcompress import ops
 from lrcompress.ops import reference
 from lrcompress.ops._activations import ACTIVATIONS
-from lrcompress.ops.lowrank_linear import _has_kernel
+from lrcompress.ops.lowrank_linear import kernel_pays
 
 TORCHS = {"none": torch.clone, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 # rows, features, filters, groups, rank: 1, primes, and sizes around the lines of a task (24), the floats of a
@@ -59,10 +59,10 @@ def test_as_accurate_as_two_products(size, dtype, activation, assert_as_accurate
 def test_few_rows_run_in_the_kernel_and_many_do_not():
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.empty(1, dtype=dtype)
-        assert _has_kernel(x, 64, 8)
-        assert not _has_kernel(x, 64, 129)
-        assert not _has_kernel(x.to("meta"), 64, 8)
-    assert not _has_kernel(x.double(), 64, 1)
+        assert kernel_pays(x, 64, 8)
+        assert not kernel_pays(x, 64, 129)
+        assert not kernel_pays(x.to("meta"), 64, 8)
+    assert not kernel_pays(x.double(), 64, 1)
 
 
 def test_empty_sizes_and_leading_axes():

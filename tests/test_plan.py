@@ -283,3 +283,16 @@ def test_zero_weights_and_single_outputs():
     small = lrc.apply(model, plan)
     assert torch.equal(small[0].weight, torch.zeros(8, 8))
     assert torch.equal(small(torch.ones(2, 8)), model(torch.ones(2, 8)))
+
+
+def test_budgets_in_bytes_count_what_the_model_holds():
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32).to(torch.bfloat16))
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    found = lrc.plan(model, lrc.Budget(bytes=0.6), lrc.svd_energy())
+    small = lrc.apply(model, found)
+    kept = sum(p.numel() * p.element_size() for p in small.parameters())
+    assert kept <= 0.6 * held
+    least = min(e.layer.itemsize * e.layer.unit_cost(0, 1)[0] for e in found)
+    assert kept + least > 0.6 * held or all(e.choice.config is None for e in found)
+    with pytest.raises(lrc.BudgetError, match="bytes=10 allows 10 bytes"):
+        lrc.plan(model, lrc.Budget(bytes=10), lrc.svd())

@@ -85,7 +85,8 @@ def grouped_moments(
                 counts = len(seen[0][name]), len(seen[1][name])
                 if counts[0] != counts[1] or not counts[0]:
                     raise CompressionError(
-                        f"layer {name!r} must run equally often in both models, got {counts[0]} and {counts[1]}"
+                        f"layer {name!r} must run equally often in both models, "
+                        f"got {counts[0]} and {counts[1]}"
                     )
                 for y, x in zip(seen[0][name], seen[1][name], strict=True):
                     sums[name] = _added(sums.get(name), layer, x, y)  # type: ignore[arg-type]
@@ -125,21 +126,20 @@ def _added(
     total: tuple[int, list[Tensor]] | None, layer: Layer, x: Tensor, y: Tensor
 ) -> tuple[int, list[Tensor]]:  # of xx, x, yx, y and yy, the channel group leading
     """Add one call to the sums."""
-    linear = isinstance(layer, nn.Linear)
-    dims = layer.weight.ndim - 2
-    x, y = (t if linear or t.ndim == dims + 2 else t[None] for t in (x, y))
-    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-    outputs = y.reshape(-1, y.shape[-1]) if linear else y.transpose(0, 1).flatten(1).T
-    if not linear:
-        pads = layer._reversed_padding_repeated_twice
+    if isinstance(layer, nn.Linear):
+        groups, outputs = 1, y.reshape(-1, y.shape[-1])
+        known = ops.autocorrelation(x.double())  # exact: what is constant must show
+        yx = outputs.T @ x.reshape(-1, x.shape[-1])
+    else:
+        x, y = (t if t.ndim == layer.weight.ndim else t[None] for t in (x, y))
+        groups, outputs = layer.groups, y.transpose(0, 1).flatten(1).T
+        pads: list[int] = layer._reversed_padding_repeated_twice
         if any(pads):
-            mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-            x = F.pad(x, pads, mode=mode)
-    geometry: dict[str, Any] = {}
-    if not linear:
-        geometry = {"kernel": layer.kernel_size, "stride": layer.stride, "dilation": layer.dilation}
-    known = ops.autocorrelation(x.double(), groups=groups, **geometry)  # exact: what is constant must show
-    yx = outputs.T @ x.reshape(-1, x.shape[-1]) if linear else _crossed(layer, x, y)
+            x = F.pad(x, pads, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+        known = ops.autocorrelation(
+            x.double(), layer.kernel_size, layer.stride, 0, layer.dilation, layer.groups
+        )
+        yx = _crossed(layer, x, y)
     split = (groups, -1)
     sums = [
         known.products,
@@ -157,19 +157,10 @@ def _added(
 def _crossed(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, y: Tensor) -> Tensor:  # like the weight
     """Return the sum of y patch^T over padded inputs: what the weight's gradient would be."""
     none = (0,) * len(layer.kernel_size)
-    return torch.ops.aten.convolution_backward(
-        y,
-        x,
-        layer.weight,
-        None,
-        layer.stride,
-        none,
-        layer.dilation,
-        False,
-        none,
-        layer.groups,
-        (False, True, False),
-    )[1]
+    backward = torch.ops.aten.convolution_backward
+    geometry = (layer.stride, none, layer.dilation, False, none, layer.groups)
+    found: Tensor = backward(y, x, layer.weight, None, *geometry, (False, True, False))[1]
+    return found
 
 
 def in_order_of_calls(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> list[str]:

@@ -63,7 +63,8 @@ class Statistics:
         """
         gathered: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(gathered, self, group)
-        return gathered[0].merge(*gathered[1:])
+        first: Statistics = gathered[0]
+        return first.merge(*gathered[1:])
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
@@ -101,12 +102,14 @@ class Statistics:
                 layers = {}
                 for name, count in samples.items():
                     key = f"{name}/gradient"
-                    gradient = file.get_tensor(key) if key in keys else None
-                    moments = [file.get_tensor(f"{name}/{part}") for part in ("autocorrelation", "mean")]
-                    layers[name] = LayerStatistics(*moments, count, gradient)
+                    gradient = _finite(file, key) if key in keys else None
+                    R, mean = (_finite(file, f"{name}/{part}") for part in ("autocorrelation", "mean"))
+                    layers[name] = LayerStatistics(R, mean, count, gradient)
             unreached = tuple(json.loads(about["unreached"]))
             return cls(layers, about["fingerprint"], int(about["batches"]), unreached)
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except FormatError:
+            raise
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             raise FormatError(f"{path}: not statistics that can be read: {error}") from error
 
 
@@ -116,6 +119,14 @@ class CollectionInterrupted(CompressionError):
     def __init__(self, message: str, statistics: Statistics) -> None:
         super().__init__(message)
         self.statistics = statistics
+
+
+def _finite(file: Any, key: str) -> Tensor:
+    """Read a float64 tensor."""
+    tensor: Tensor = file.get_tensor(key)
+    if tensor.dtype != torch.float64 or not tensor.isfinite().all():
+        raise ValueError(f"{key} must be finite and float64, got {tensor.dtype}")
+    return tensor
 
 
 def _mean(parts: Sequence[LayerStatistics]) -> LayerStatistics:
@@ -175,8 +186,8 @@ def collect_layers(
         sums, seen = _Sums(subset), 0
         try:
             for batch in batches:
-                sums.batch = seen
                 _one_batch(model, sums, step, batch, gradients, loss)
+                sums.keep()
                 seen += 1
                 if progress is not None:
                     progress(seen)
@@ -225,13 +236,26 @@ def _forward(
 
 
 class _Sums:
-    """Running sums of some layers."""
+    """Running sums of some layers; those of a batch are kept once it is whole."""
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
         self.layers = layers
-        self.inputs: dict[str, ops.Autocorrelation] = {}
+        self.inputs: dict[str, ops.Autocorrelation] = {}  # of whole batches
         self.gradients: dict[str, ops.Autocorrelation] = {}
-        self.batch = 0
+        self.new_inputs: dict[str, ops.Autocorrelation] = {}  # of the batch that runs
+        self.new_gradients: dict[str, ops.Autocorrelation] = {}
+
+    def keep(self) -> None:
+        """Add the batch that ran."""
+        for totals, new in ((self.inputs, self.new_inputs), (self.gradients, self.new_gradients)):
+            for name, part in new.items():
+                known = totals.get(name)
+                if known is not None:
+                    known.products.add_(part.products)
+                    known.sums.add_(part.sums)
+                    part = known._replace(count=known.count + part.count)
+                totals[name] = part
+            new.clear()
 
     def see(self, name: str, x: Tensor, _: Tensor) -> None:
         """Add a call's inputs."""
@@ -242,14 +266,15 @@ class _Sums:
         if not isinstance(layer, nn.Linear):
             kept = ("stride", "padding", "dilation", "groups", "padding_mode")
             geometry = {"kernel": layer.kernel_size} | {key: getattr(layer, key) for key in kept}
-        self.inputs[name] = ops.autocorrelation(x.detach(), **geometry, into=self.inputs.get(name))
+        known = self.new_inputs.get(name)
+        self.new_inputs[name] = ops.autocorrelation(x.detach(), **geometry, into=known)
 
     def see_gradient(self, name: str, g: Tensor) -> None:
         """Add the gradient of a call's outputs."""
         spatial = self.layers[name].weight.ndim - 2
         rows = g if spatial == 0 else g.movedim(-1 - spatial, -1)
-        known = self.gradients.get(name)
-        self.gradients[name] = ops.autocorrelation(rows.detach(), into=known)
+        known = self.new_gradients.get(name)
+        self.new_gradients[name] = ops.autocorrelation(rows.detach(), into=known)
 
     def means(self) -> dict[str, LayerStatistics]:
         """Return the averages of the layers that ran."""

@@ -82,13 +82,17 @@ class ActivationAware:
         total = float(((W @ moments) * W).sum())
         return option_table(layer, [self._scaled(rows, total) for rows in found])
 
-    def _metric(self, layer: Layer, known: LayerStatistics) -> Tensor | None:  # [out, out], G^(1/2)
+    def _metric(
+        self, layer: Layer, known: LayerStatistics
+    ) -> Tensor | None:  # [conv_groups, out, out], G^(1/2)
         if self.error != "fisher":
             return None
         if known.gradient is None:
             raise PlanError(f"layer {layer.name!r}: error 'fisher' needs statistics with gradients=True")
-        values, vectors = torch.linalg.eigh(known.gradient)
-        return (vectors * values.clamp(min=0).sqrt()) @ vectors.mT
+        each = known.gradient.split(layer.out_channels // layer.conv_groups)
+        blocks = [rows.split(len(rows), 1)[i] for i, rows in enumerate(each)]
+        values, vectors = torch.linalg.eigh(torch.stack(blocks))
+        return torch.matmul(vectors * values.clamp(min=0).sqrt()[:, None], vectors.mT)
 
     def _group_counts(self, layer: Layer) -> list[int]:
         channels = layer.group_channels
@@ -111,7 +115,8 @@ class ActivationAware:
         wanted = weight @ moment
         total = float((wanted * weight).sum())
         if not self.refit:
-            return _tails(folded, inputs, encoders, groups)[ranks - 1]
+            tails: FloatArray = _tails(folded, inputs, encoders, groups)[ranks - 1]
+            return tails
         losses = []
         for rank in ranks:
             E = expanded(encoders[:, : int(rank)], order)
@@ -131,8 +136,10 @@ class ActivationAware:
 
 
 def _weighted(weight: Tensor, metric: Tensor | None) -> Tensor:
-    """Apply G^(1/2) to the outputs."""
-    return weight if metric is None else (metric.to(weight) @ weight.flatten(1)).view_as(weight)
+    """Apply G^(1/2) to the outputs of each existing group."""
+    if metric is None:
+        return weight
+    return (metric.to(weight) @ weight.flatten(1).unflatten(0, (len(metric), -1))).view_as(weight)
 
 
 def _spread(full: int, count: int) -> FloatArray:

@@ -41,13 +41,13 @@ def group_encoders(
     S = torch.stack([moment[i : i + width, i : i + width] for i in range(0, folded.shape[1], width)])
     if M.shape[1] <= width:
         basis = torch.linalg.eigh(M @ S @ M.mT).eigenvectors.flip(-1)
-        return basis.mT @ M
+        return torch.matmul(basis.mT, M)
     values, vectors = torch.linalg.eigh(S)
     live = values > _CUT * values[:, -1:].clamp(min=torch.finfo(torch.float64).tiny)
     root = vectors * torch.where(live, values, 0.0).sqrt()[:, None, :]
     whitening = vectors * torch.where(live, values, 1.0).rsqrt().mul(live)[:, None, :]
     basis = torch.linalg.eigh(root.mT @ (M.mT @ M) @ root).eigenvectors.flip(-1)
-    return basis.mT @ whitening.mT
+    return torch.matmul(basis.mT, whitening.mT)
 
 
 def expanded(
@@ -60,7 +60,7 @@ def expanded(
     whole = block.new_zeros(area, len(block), area * columns)
     for position in range(area):
         whole[position][:, order[position]] = block
-    return whole.flatten(0, 1)
+    return torch.flatten(whole, 0, 1)
 
 
 def least_squares(

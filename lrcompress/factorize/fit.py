@@ -61,7 +61,8 @@ def _fit_group(
         for _ in range(how.sweeps):
             E = _swept(D @ E, xx, yx, config)
             D = least_squares(E @ xx @ E.mT, yx @ E.mT)
-    return D @ E
+    fitted: Tensor = D @ E
+    return fitted
 
 
 def _swept(
@@ -88,4 +89,5 @@ def _swept(
         encoder = V[: config.rank] @ whitening.mT
         M[:, own] = (U[:, : config.rank] * s[: config.rank]) @ encoder
         encoders.append(encoder)
-    return torch.block_diag(*encoders)
+    block: Tensor = torch.block_diag(*encoders)
+    return block

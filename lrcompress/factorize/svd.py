@@ -183,7 +183,8 @@ def option_table(layer: Layer, found: list[FloatArray]) -> OptionTable:
     smaller[0] = True
     scheme, groups, rank, relative, params, macs, error = rows[:, smaller]
     whole = [column.astype(np.int64) for column in (scheme, groups, rank, params, macs)]
-    return OptionTable(whole[0], whole[1], whole[2], relative, whole[3], whole[4], error)
+    sizes = whole[3] * layer.itemsize
+    return OptionTable(whole[0], whole[1], whole[2], relative, whole[3], whole[4], error, bytes=sizes)
 
 
 class Factors(NamedTuple):

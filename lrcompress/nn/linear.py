@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lrcompress import ops
 from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_repr, takes_fused
 from lrcompress.ops._activations import activate
-from lrcompress.ops.lowrank_linear import _has_kernel
+from lrcompress.ops.lowrank_linear import kernel_pays
 
 
 class LowRankLinear(nn.Module):
@@ -86,7 +86,7 @@ class LowRankLinear(nn.Module):
         """Say whether the kernel of ``ops.lowrank_linear`` runs this call: unless composed, for few rows."""
         if self.kernel == "composed" or not takes_fused(input, self.U, self.V, self.bias):
             return False
-        return _has_kernel(input, self.groups * self.rank, input.numel() // max(self.in_features, 1))
+        return kernel_pays(input, self.groups * self.rank, input.numel() // max(self.in_features, 1))
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""

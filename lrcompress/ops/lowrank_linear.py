@@ -89,7 +89,7 @@ def _run(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, acti
         tile = _cuda_tile(x, V, rows, groups)
         if tile is not None:
             return _run_on_cuda(x, U, V, bias, groups, number, tile)
-    if not _has_kernel(x, V.shape[0], rows):
+    if not kernel_pays(x, V.shape[0], rows):
         return activate(_compose(x, U, V, bias, groups), activation).contiguous()
     out = x.new_empty((*batch, U.shape[0]))
     hidden = torch.empty(rows, V.shape[0])
@@ -103,7 +103,7 @@ def _run(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, acti
 torch.library.impl(_NAME, "default", _run)
 
 
-def _has_kernel(x: Tensor, inner: int, rows: int) -> bool:
+def kernel_pays(x: Tensor, inner: int, rows: int) -> bool:
     """Say whether the kernel takes this call, and is ahead there."""
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return False

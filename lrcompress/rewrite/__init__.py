@@ -4,7 +4,7 @@ from lrcompress.rewrite.factored import check_applied, check_fits, factored, fil
 from lrcompress.rewrite.layers import Dense, Factored, check_factored, is_factored
 from lrcompress.rewrite.layout import memory_format_of, memory_formats, set_memory_format
 from lrcompress.rewrite.plain import merge, multiplied_out, unfuse
-from lrcompress.rewrite.survey import check_weight, count_params, describe, left_out, survey
+from lrcompress.rewrite.survey import check_weight, count_bytes, count_params, describe, left_out, survey
 from lrcompress.rewrite.swap import fill, named_tensors, replaced, swapped_in
 from lrcompress.rewrite.transposed import with_linears
 from lrcompress.rewrite.ways import tuned
@@ -16,6 +16,7 @@ __all__ = [
     "check_factored",
     "check_fits",
     "check_weight",
+    "count_bytes",
     "count_params",
     "describe",
     "factored",

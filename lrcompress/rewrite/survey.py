@@ -93,6 +93,11 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_bytes(model: nn.Module) -> int:
+    """Count the bytes of every parameter once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
 def describe(
     name: str,
     module: Dense,
@@ -105,6 +110,7 @@ def describe(
         tuple(module.weight.shape),
         1 if isinstance(module, nn.Linear) else module.groups,
         calls,
+        itemsize=module.weight.element_size(),
     )
 
 

@@ -84,6 +84,7 @@ class Layer:
     conv_groups: int = 1
     calls: tuple[Call, ...] = ()  # empty without example inputs
     latency: int = 0  # nanoseconds of the calls of the dense layer in one forward; 0: not measured
+    itemsize: int = 4  # bytes of one weight
 
     def __post_init__(self) -> None:
         axes = SPATIAL_AXES.get(self.kind, -1)
@@ -119,6 +120,11 @@ class Layer:
     def params(self) -> int:
         """Weights of the dense layer; the bias stays and is not counted."""
         return math.prod(self.weight_shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights of the dense layer."""
+        return self.params * self.itemsize
 
     @property
     def macs(self) -> int:

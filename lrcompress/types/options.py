@@ -31,6 +31,8 @@ class OptionTable:
         default_factory=lambda: np.zeros(0, np.int64)
     )  # [options], ns; []: not measured
 
+    bytes: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))  # [options], of the weights
+
     def __len__(self) -> int:
         return len(self.error)
 
@@ -52,8 +54,9 @@ class OptionTable:
         )
 
     def cost(self, name: str) -> IntArray:
-        """Return the column that a budget bounds: ``"params"``, ``"macs"`` or ``"latency"``."""
-        return {"params": self.params, "macs": self.macs, "latency": self.latency}[name]
+        """Return the column that a budget bounds: ``"params"``, ``"macs"``, ``"bytes"`` or ``"latency"``."""
+        known = {"params": self.params, "macs": self.macs, "bytes": self.bytes, "latency": self.latency}
+        return known[name]
 
     def front(self, cost: str) -> IntArray:
         """Return the rows of the Pareto front: cost strictly rising, error strictly falling."""

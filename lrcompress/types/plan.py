@@ -23,7 +23,8 @@ PLAN_FORMAT = 2  # raised whenever plans written before could no longer be read
 class Budget:
     """How much of the whole model may be KEPT: a fraction (float in (0, 1]) or a count (int).
 
-    ``params`` counts every parameter of the model, ``macs`` the multiply-accumulates of one sample's forward.
+    ``params`` counts every parameter of the model, ``bytes`` their memory as the model holds them, ``macs``
+    the multiply-accumulates of one sample's forward.
     ``latency`` is a fraction of the time of one forward in inference, ``latency_ms`` that time in
     milliseconds: both measured, on the device of the model.
 
@@ -33,6 +34,7 @@ class Budget:
 
     params: float | int | None = None
     macs: float | int | None = None
+    bytes: float | int | None = None
     latency: float | None = None
     latency_ms: float | None = None
 
@@ -58,7 +60,7 @@ class Budget:
 
     @property
     def cost(self) -> str:
-        """What is bounded: ``"params"``, ``"macs"`` or ``"latency"``."""
+        """What is bounded: ``"params"``, ``"macs"``, ``"bytes"`` or ``"latency"``."""
         return self._given.removesuffix("_ms")
 
     @property

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lrcompress.types.errors import PlanError
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Tensor = Any  # of torch, which this room does not wait for
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,10 @@ class LayerStatistics:
                 f"statistics need an autocorrelation {[groups, side, side]} of at least 1 sample, "
                 f"got {list(self.autocorrelation.shape)} of {self.samples}"
             )
+        if self.gradient is not None and (
+            self.gradient.ndim != 2 or self.gradient.shape[0] != self.gradient.shape[1]
+        ):
+            raise PlanError(f"gradient statistics must be square, got {list(self.gradient.shape)}")
 
     @property
     def covariance(self) -> Tensor:  # [conv_groups, d, d]
