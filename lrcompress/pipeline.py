@@ -55,13 +55,13 @@ def plan(
 ) -> Plan:
     """Choose for every compressible layer how to factor it, or to keep it dense.
 
-    Linear and Conv1d/2d/3d layers are considered; whatever else has a weight matrix is listed in
-    ``left_alone`` with the reason. ``example_inputs`` are run once, in evaluation mode, to count
-    multiply-accumulates. ``lnr`` also calibrates on them: give it thousands of samples. Deterministic, unless
-    the budget is in latency: then the model, its layers and a selection of their options are timed on the
-    model's device, an option no faster than its dense layer is never chosen, and ranks are such that
-    ``groups x rank`` is a multiple of 8 where possible. The time that such a plan predicts is made of the
-    lowest of many noisy measurements: expect somewhat more.
+    Linear (Conv1D of transformers too) and Conv1d/2d/3d layers are considered; whatever else has a weight
+    matrix is listed in ``left_alone`` with the reason. ``example_inputs`` are run once, in evaluation mode,
+    to count multiply-accumulates. ``lnr`` also calibrates on them: give it thousands of samples.
+    Deterministic, unless the budget is in latency: then the model, its layers and a selection of their
+    options are timed on the model's device, an option no faster than its dense layer is never chosen, and
+    ranks are such that ``groups x rank`` is a multiple of 8 where possible. The time that such a plan
+    predicts is made of the lowest of many noisy measurements: expect somewhat more.
 
     ``weights`` multiply the errors that the global step sees, 1 where no pattern matches; ``min_keep`` takes
     away options below that fraction of the layer's parameters. The dense layer always stays an option.
@@ -72,6 +72,7 @@ def plan(
         PlanError: a budget in MACs or latency without example inputs, or a pattern that matches no module; a
             weight that is not positive, a ``min_keep`` outside [0, 1].
     """
+    model = rewrite.with_linears(model)
     recipe = recipe or presets.alds()
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     if isinstance(recipe, Reconstruction):
@@ -184,7 +185,8 @@ def apply(
     Where the plan removes neurons, ``batches`` are needed, and the layers behind them are fitted first.
 
     Factors keep the dtype, device, memory format, mode and ``requires_grad`` of the weights that they
-    replace. What was chosen dense is copied. Before a layer is replaced, its factors are multiplied out and
+    replace. What was chosen dense is copied, ``Conv1D`` of transformers
+    as the ``nn.Linear`` of the same values. Before a layer is replaced, its factors are multiplied out and
     compared with the weight.
 
     Raises:
@@ -193,6 +195,7 @@ def apply(
         WeightError: a weight is not finite, or on the meta device.
         CompressionError: ``batches`` is empty.
     """
+    model = rewrite.with_linears(model)
     if plan.removals:
         if batches is None:
             raise PlanError("a plan that removes neurons needs batches, unlabelled, to fit what is left")
@@ -350,6 +353,7 @@ def load(
         PlanError: the stored plan does not fit ``model``; the message names the layer and both shapes.
     """
     artefact = codec.read(path)
+    model = rewrite.with_linears(model)
     if artefact.plan.removals:
         means = reconstruct.no_means(model, artefact.plan.removals)
         model = removal.removed(model, artefact.plan.removals, means, hollow=True)

@@ -43,6 +43,7 @@ def collect(
             takes several passes, layers of earlier passes have seen all batches: start again instead.
         PlanError: ``into`` is of another model.
     """
+    model = rewrite.with_linears(model)
     layers, _ = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
     return calibrate.collect_layers(
         model,

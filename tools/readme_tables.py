@@ -113,8 +113,29 @@ def lowrank() -> str:
     return f"{table(header, rows)}\n\n{where(results)}"
 
 
+def minilm() -> str:
+    """Cosine and nearest neighbours of the sentence encoder."""
+    results = read("minilm")
+    shares = sorted({row["share"] for row in results["rows"]}, reverse=True)
+    rows = []
+    for name in dict.fromkeys(row["recipe"] for row in results["rows"]):
+        mine = {row["share"]: row for row in results["rows"] if row["recipe"] == name}
+        cells = [
+            f"{mine[s]['cosine']:.3f} ({100 * mine[s]['nearest']:.1f} %)" if s in mine else "" for s in shares
+        ]
+        rows.append([name, *cells])
+    header = ["recipe", *(f"linear layers {share}" for share in shares)]
+    calibration, evaluation = results["calibration"], results["evaluation"]
+    return (
+        f"{table(header, rows)}\n\nCalibrated on {calibration['texts']} texts "
+        f"({calibration['tokens']:,} tokens), evaluated on {evaluation['texts']} others. "
+        f"torch {results['torch']}"
+    )
+
+
 TABLES = {
     "resnet20": resnet20,
+    "minilm": minilm,
     "singular_values": singular_values,
     "truncated_svd": truncated_svd,
     "plan": plan,

@@ -6,6 +6,7 @@ from lrcompress.rewrite.layout import memory_format_of, memory_formats, set_memo
 from lrcompress.rewrite.plain import merge, multiplied_out, unfuse
 from lrcompress.rewrite.survey import check_weight, count_bytes, count_params, describe, left_out, survey
 from lrcompress.rewrite.swap import fill, named_tensors, replaced, swapped_in
+from lrcompress.rewrite.transposed import with_linears
 from lrcompress.rewrite.ways import tuned
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "swapped_in",
     "tuned",
     "unfuse",
+    "with_linears",
 ]
