@@ -140,7 +140,8 @@ def _weighted(weight: Tensor, metric: Tensor | None) -> Tensor:
     """Apply G^(1/2) to the outputs of each existing group."""
     if metric is None:
         return weight
-    return (metric.to(weight) @ weight.flatten(1).unflatten(0, (len(metric), -1))).view_as(weight)
+    rows = weight.flatten(1).unflatten(0, (len(metric), -1))
+    return torch.matmul(metric.to(weight), rows).view_as(weight)
 
 
 def _spread(full: int, count: int) -> FloatArray:
