@@ -125,7 +125,7 @@ def test_error_falls_with_rank(outs, channels, kernel, conv_groups, data):
     model = nn.Sequential(module)
     for error in ("released", "bound", "sum_bound", "exact", "frobenius"):
         step = lrc.alds(error, schemes=module_schemes(kernel)).local_step
-        table = step((rewrite.describe("0", module),), (model[0].weight.detach(),))[0]
+        table = step((rewrite.describe("0", module),), (model[0].weight.detach(),), {})[0]
         for scheme, groups in {
             (int(s), int(g)) for s, g in zip(table.scheme, table.groups, strict=True) if g
         }:

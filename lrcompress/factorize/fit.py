@@ -58,7 +58,7 @@ def _fit_group(
     E = expanded(group_encoders(folded, moment, config.groups)[:, : config.rank], order)
     D = least_squares(E @ xx @ E.mT, yx @ E.mT)
     if config.scheme == 0:
-        for _ in range(how.sweeps):
+        for _ in range(how.sweeps if config.groups > 1 else min(how.sweeps, 1)):  # of one group, one is exact
             E = _swept(D @ E, xx, yx, config)
             D = least_squares(E @ xx @ E.mT, yx @ E.mT)
     fitted: Tensor = D @ E
