@@ -43,6 +43,17 @@ def resnet20() -> str:
     )
 
 
+def resnet20_data_aware() -> str:
+    """Top-1 of each way of using data at every budget."""
+    results = read("resnet20_data_aware")
+    budgets = list(dict.fromkeys(row["budget"] for row in results["rows"]))
+    rows = []
+    for way in dict.fromkeys(row["way"] for row in results["rows"]):
+        mine = [row for row in results["rows"] if row["way"] == way]
+        rows.append([way, *(f"{row['top1']:.2f}" for row in mine)])
+    return f"{table(['factors', *budgets], rows)}\n\nDense: {results['dense']:.2f} %."
+
+
 def where(results: dict[str, Any]) -> str:
     """Say on what a figure was taken."""
     return (
@@ -134,6 +145,7 @@ def minilm() -> str:
 
 
 TABLES = {
+    "resnet20_data_aware": resnet20_data_aware,
     "resnet20": resnet20,
     "minilm": minilm,
     "singular_values": singular_values,
