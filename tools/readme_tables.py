@@ -91,7 +91,7 @@ def plan() -> str:
 
 
 def lowrank_conv2d() -> str:
-    """The fused convolution, for a batch of 64."""
+    """The fused convolution in float32, for a batch of 64."""
     results = read("lowrank_conv2d")
     rows = [
         [
@@ -102,7 +102,7 @@ def lowrank_conv2d() -> str:
             f"{row['dense / ours']:.1f}",
         ]
         for row in results["rows"]
-        if row["batch"] == 64 and row["channels"] <= 16 * row["groups"]
+        if row["dtype"] == "float32" and row["batch"] == 64 and row["channels"] <= 16 * row["groups"]
     ]
     header = ["layer", "groups", "rank", "two calls / ours", "dense / ours"]
     return f"{table(header, rows)}\n\n{where(results)}"
