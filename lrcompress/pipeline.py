@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ def plan(
     ignore: str | Sequence[str] = (),  # shell patterns of layer names to leave alone
     weights: Mapping[str, float] | None = None,  # of layers' errors, by shell pattern; the last match counts
     min_keep: float | Mapping[str, float] = 0.0,  # fraction of its parameters that a factored layer keeps
+    unreached: Literal["dense", "data-free"] = "dense",  # layers that the statistics say nothing of
     progress: measure.Progress | None = None,  # of measuring: called with the steps done, and all of them
 ) -> Plan:
     """Choose for every compressible layer how to factor it, or to keep it dense.
@@ -65,6 +66,7 @@ def plan(
 
     ``weights`` multiply the errors that the global step sees, 1 where no pattern matches; ``min_keep`` takes
     away options below that fraction of the layer's parameters. The dense layer always stays an option.
+    Where a recipe looks at data, ``unreached`` layers stay dense, or are planned by their weights alone.
 
     Raises:
         BudgetError: the budget cannot be met; the message says the least possible.
@@ -90,7 +92,7 @@ def plan(
             reason = "its forward did not run on the example inputs"
             left_alone.append(rewrite.left_out(name, modules.pop(name), reason))
     if recipe.local_step.needs_statistics:
-        left_alone += refine.without_statistics(model, modules, statistics)
+        left_alone += refine.without_statistics(model, modules, statistics, unreached)
     for name, module in modules.items():
         rewrite.check_weight(name, module.weight)
     layers = tuple(rewrite.describe(name, module, calls.get(name, ())) for name, module in modules.items())
@@ -223,7 +225,7 @@ def apply(
 def compress(
     model: nn.Module,
     budget: Budget,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Reconstruction | None = None,
     *,
     example_inputs: Any = None,
     batches: Iterable[Any] | None = None,  # unlabelled, for recipes that look at data, and to refine
@@ -231,7 +233,10 @@ def compress(
 ) -> tuple[nn.Module, Plan]:
     """Collect, plan and apply in one call. Raises what these raise."""
     held = None if batches is None else list(batches)
-    statistics = None if held is None else refine.collect(model, held, ignore=ignore)
+    statistics = None
+    if held is not None and isinstance(recipe, Recipe) and recipe.local_step.needs_statistics:
+        gradients = recipe.local_step.needs_gradients
+        statistics = refine.collect(model, held, ignore=ignore, gradients=gradients)
     made = plan(model, budget, recipe, example_inputs=example_inputs, statistics=statistics, ignore=ignore)
     return apply(model, made, batches=held), made
 

@@ -1,20 +1,25 @@
 """Published methods as compositions of a local and a global step."""
 
+from typing import cast, get_args
+
 from lrcompress.allocate import ConstantRatio, MinMax, WeightedSum
 from lrcompress.factorize import ActivationAware, ErrorKind, GroupedSVD, OutputError
 from lrcompress.types import Chaining, Recipe, Reconstruction
 
 
 def alds(
-    error: ErrorKind = "released",
+    error: ErrorKind | OutputError = "released",
     schemes: tuple[int, ...] = (0,),
     groups: tuple[int, ...] | None = None,  # None: every divisor of a layer's input channels
 ) -> Recipe:
     """Return ALDS: grouped SVD, group counts and ranks of least maximal error.
 
-    Source: Liebenwein et al. 2021.
+    An ``error`` of `ErrorKind` is of the weights; one of `OutputError`, such as "relative", is of the layer's
+    outputs and needs statistics. Source: Liebenwein et al. 2021; errors of outputs are ours.
     """
-    return Recipe("alds", GroupedSVD(error, schemes, groups), MinMax())
+    if error in get_args(OutputError):
+        return Recipe("alds", ActivationAware(cast(OutputError, error), schemes, groups), MinMax())
+    return Recipe("alds", GroupedSVD(cast(ErrorKind, error), schemes, groups), MinMax())
 
 
 def svd() -> Recipe:

@@ -80,21 +80,26 @@ def without_statistics(
     model: nn.Module,
     modules: dict[str, rewrite.Dense],  # what is to be planned; layers without statistics are taken out
     statistics: calibrate.Statistics | None,
+    unreached: str,  # "dense" or "data-free"
 ) -> list[LeftAlone]:
-    """Check the statistics, and return the layers that they say nothing of.
+    """Check the statistics, and return the layers that they say nothing of, if these are to stay dense.
 
     Warns of layers with fewer samples than their inputs have dimensions.
 
     Raises:
         PlanError: there are no statistics, or they are of another model.
     """
+    if unreached not in ("dense", "data-free"):
+        raise PlanError(f"unreached must be 'dense' or 'data-free', got {unreached!r}")
     if statistics is None:
         raise PlanError("this recipe looks at data: give statistics=lrc.collect(model, batches)")
     check_statistics(model, statistics)
     left = []
-    for name in [name for name in modules if name not in statistics.layers]:
-        left.append(rewrite.left_out(name, modules.pop(name), "no calibration batch reached it"))
-    for name in modules:
+    for name in [name for name in modules if name not in statistics.layers and unreached == "dense"]:
+        ran = name not in statistics.unreached
+        reason = "the statistics were collected without it" if ran else "no calibration batch reached it"
+        left.append(rewrite.left_out(name, modules.pop(name), reason))
+    for name in (name for name in modules if name in statistics.layers):
         known = statistics.layers[name]
         side = known.mean.shape[1]
         if known.samples < side:

@@ -181,6 +181,7 @@ def test_layers_that_data_does_not_reach_are_factored_without_it(case):
 
 
 RECIPES = {
+    "alds": lrc.alds("relative"),
     "activation_aware": lrc.activation_aware(),
     "schemes": lrc.activation_aware(schemes=(0, 1, 2, 3)),
     "fisher": lrc.activation_aware("fisher"),
@@ -207,6 +208,35 @@ def test_presets_go_from_data_to_an_artefact_and_back(case, tmp_path, name, sequ
     assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
     torch.testing.assert_close(again(x), small(x))
     assert lrc.Plan.from_json(plan.to_json()).layers == plan.layers
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_presets_compress_in_one_call(case, name):
+    """What the recipe looks at is collected, gradients too."""
+    model, batches, _ = case
+    small, plan = lrc.compress(model, lrc.Budget(params=0.7), RECIPES[name], batches=iter(batches))
+    assert sum(p.numel() for p in small.parameters()) == plan.params_after <= 0.7 * plan.params
+    assert error(model, small, torch.cat(batches)) < 0.9
+
+
+def test_layers_without_statistics_stay_dense_or_are_planned_by_their_weights(case):
+    model, batches, statistics = case
+    budget, aware = lrc.Budget(params=0.6), lrc.activation_aware()
+    some = lrc.collect(model, batches, ignore="fc")
+    left = {item.name: item.reason for item in lrc.plan(model, budget, aware, statistics=some).left_alone}
+    assert "the statistics were collected without it" in left["fc"]
+    assert "no calibration batch reached it" in left["idle"]
+    every = lrc.plan(model, budget, aware, statistics=some, unreached="data-free")
+    assert {entry.layer.name for entry in every} == {"stem", "inner", "outer", "fc", "idle"}
+    tails = torch.linalg.svdvals(model.fc.weight.detach()).square()
+    for option in every["fc"].curve:
+        if option.config is not None and option.config.groups == 1:
+            kept = tails[: option.config.rank].sum() / tails.sum()
+            assert option.error == pytest.approx(float(1 - kept), rel=1e-4)
+    with pytest.raises(lrc.PlanError, match="'fc' has no statistics: error 'absolute'"):
+        lrc.plan(model, budget, lrc.activation_aware("absolute"), statistics=some, unreached="data-free")
+    with pytest.raises(lrc.PlanError, match="'dense' or 'data-free', got 'guess'"):
+        lrc.plan(model, budget, aware, statistics=statistics, unreached="guess")
 
 
 def test_one_dimensional_convolutions_are_refined():

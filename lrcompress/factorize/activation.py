@@ -49,6 +49,11 @@ class ActivationAware:
     centred: bool = True
     ranks: int = 24
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the statistics must hold gradients too."""
+        return self.error == "fisher"
+
     def __call__(
         self,
         layers: tuple[Layer, ...],
@@ -57,13 +62,24 @@ class ActivationAware:
     ) -> list[OptionTable]:
         """Return the options of each layer, row 0 the dense one.
 
+        Without statistics a layer's inputs count as uncorrelated, of mean zero and variance one.
+
         Raises:
-            PlanError: ``fisher`` without gradient statistics.
+            PlanError: ``fisher`` without gradient statistics; ``fisher`` or ``absolute`` without any.
         """
         return [
-            self._table(layer, weight.detach().double(), statistics[layer.name])
+            self._table(layer, weight.detach().double(), statistics.get(layer.name) or self._unknown(layer))
             for layer, weight in zip(layers, weights, strict=True)
         ]
+
+    def _unknown(self, layer: Layer) -> LayerStatistics:
+        if self.error in ("fisher", "absolute"):
+            raise PlanError(
+                f"layer {layer.name!r} has no statistics: error {self.error!r} has no scale for it"
+            )
+        side = layer.params // layer.out_channels
+        eye = torch.eye(side, dtype=torch.float64).expand(layer.conv_groups, -1, -1)
+        return LayerStatistics(eye, torch.zeros(layer.conv_groups, side, dtype=torch.float64), samples=1)
 
     def _table(self, layer: Layer, weight: Tensor, known: LayerStatistics) -> OptionTable:
         moments = (known.covariance if self.centred else known.autocorrelation).to(weight.device)

@@ -92,6 +92,7 @@ class GroupedSVD:
     """
 
     needs_statistics: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
 
     error: ErrorKind = "released"
     schemes: tuple[int, ...] = (0,)

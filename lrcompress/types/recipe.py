@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 class LocalStep(Protocol):
     """Weights -> options: what a method can do to each layer, at what cost and what error."""
 
-    needs_statistics: ClassVar[bool]  # layers that no data reached are then left alone
+    needs_statistics: ClassVar[bool]
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the statistics must hold gradients too."""
+        ...
 
     def __call__(
         self,
