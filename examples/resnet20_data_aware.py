@@ -37,7 +37,9 @@ def ways() -> list[tuple[str, lrc.Recipe, str, lrc.Refinement]]:
         ("activation_aware, decoders only, no bias", aware, "batches", lrc.Refinement(sweeps=0, bias=False)),
         ("activation_aware, decoders only", aware, "batches", DECODERS),
         ("activation_aware", aware, "batches", full),
+        ("activation_aware, branches not weighted", lrc.activation_aware("relative"), "batches", full),
         ("alds", lrc.alds(), "batches", full),
+        ("alds, outputs' errors", lrc.alds("branch"), "batches", full),
         ("pca", lrc.pca(), "batches", full),
     ]
 

@@ -52,15 +52,15 @@ def lnr(chaining: Chaining = "bottom-up+top-down", debias: bool = True) -> Recon
 
 
 def activation_aware(
-    error: OutputError = "relative",
+    error: OutputError = "branch",
     schemes: tuple[int, ...] = (0,),
     groups: tuple[int, ...] | None = None,  # None: every divisor of a layer's input channels
 ) -> Recipe:
     """Return grouped low rank by the outputs' error after the decoder's refit, least sum over layers.
 
     Error e = min_D |(W - D E) S^(1/2)|^2 / |W S^(1/2)|^2 with S the inputs' covariance, E the groups' best
-    encoders. Source: Robin and Jain (outputs on real inputs), Liebenwein et al. 2021 (groups); the refit in
-    the error is ours.
+    encoders, times the share of the layer's residual branch in its sum. Source: Robin and Jain (outputs on
+    real inputs), Liebenwein et al. 2021 (groups); the refit in the error and the share are ours.
     """
     return Recipe("activation_aware", ActivationAware(error, schemes, groups), WeightedSum())
 

@@ -134,11 +134,19 @@ def refined(
         held = list(batches)
         if not held:
             raise CompressionError("batches must hold at least one batch, got none")
-        behind = calibrate.norms_behind(model, {n: model.get_submodule(n) for n in configs}, held[0])
+        modules = {name: module for name, module in model.named_modules() if name in configs}
+        dense = {name: module for name, module in modules.items() if isinstance(module, rewrite.Dense)}
+        behind = calibrate.what_follows(model, dense, lambda: calibrate.run(model, held[0]))
         for name in calibrate.in_order_of_calls(model, list(configs), held):
             moments = calibrate.grouped_moments(model, wide, [name], held)[name]
-            norm = wide.get_submodule(behind[name]) if name in behind else None
-            _fit(wide.get_submodule(name), *configs[name], moments, norm, how)
+            norm = behind[name].norm
+            _fit(
+                wide.get_submodule(name),
+                *configs[name],
+                moments,
+                None if norm is None else wide.get_submodule(norm),
+                how,
+            )
         return wide
     if statistics is None:
         return wide

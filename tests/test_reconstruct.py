@@ -218,6 +218,15 @@ def test_moments_are_those_of_the_patches_that_a_layer_multiplies(layer):
     torch.testing.assert_close(moments.yy, y.square().mean(0))
 
 
+def test_moments_are_of_outputs_before_anything_writes_to_them():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)).double()
+    x = torch.randn(40, 6, dtype=torch.float64)
+    y = model[0](x).detach()
+    found = calibrate.cross_moments(model, model, ["0", "2"], [x[:10], x[10:]])["0"]
+    torch.testing.assert_close(found.y, y.mean(0))
+    torch.testing.assert_close(found.yx, y.T @ x / len(x))
+
+
 def test_path_falls_and_its_errors_are_those_of_the_best_fit():
     x = torch.randn(500, 10, dtype=torch.float64) @ torch.randn(10, 10, dtype=torch.float64)
     weight = torch.randn(4, 10, dtype=torch.float64)

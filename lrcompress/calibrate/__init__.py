@@ -1,12 +1,14 @@
 """Run batches through a model and keep what they tell about it."""
 
-from lrcompress.calibrate.batchnorm import norms_behind, reestimate_batchnorm, shift_mean
+from lrcompress.calibrate.batchnorm import reestimate_batchnorm, shift_mean
 from lrcompress.calibrate.cost import count_macs, observe_calls
 from lrcompress.calibrate.cross import Moments, cross_moments, grouped_moments, in_order_of_calls
+from lrcompress.calibrate.follow import Behind, what_follows
 from lrcompress.calibrate.run import inference, observed, run, samples_in
 from lrcompress.calibrate.statistics import CollectionInterrupted, Statistics, collect_layers, fingerprint
 
 __all__ = [
+    "Behind",
     "CollectionInterrupted",
     "Moments",
     "Statistics",
@@ -17,11 +19,11 @@ __all__ = [
     "grouped_moments",
     "in_order_of_calls",
     "inference",
-    "norms_behind",
     "observe_calls",
     "observed",
     "reestimate_batchnorm",
     "run",
     "samples_in",
     "shift_mean",
+    "what_follows",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lrcompress.calibrate.run import inference, run
+from lrcompress.calibrate.run import run
 from lrcompress.types import CompressionError
 
 
@@ -55,46 +55,6 @@ def reestimate_batchnorm(
         for module, mode in modes:
             module.training = mode
     return model
-
-
-def norms_behind(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    batch: Any,
-) -> dict[str, str]:
-    """Return, for each layer whose output tensor itself goes into a batch norm, the name of that batch norm.
-
-    Only batch norms with running statistics that are called once, behind layers that are called once.
-    """
-    made: dict[int, tuple[str, Tensor]] = {}  # by the identity of the output, which is kept alive
-    calls: dict[str, int] = {}
-    behind: dict[str, str] = {}
-
-    def leave(name: str, output: Tensor) -> None:
-        made[id(output)] = (name, output)
-        calls[name] = calls.get(name, 0) + 1
-
-    def enter(name: str, given: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        if id(given) in made:
-            behind[made[id(given)][0]] = name
-
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.track_running_stats}
-    handles = [
-        layer.register_forward_hook(lambda _, __, output, name=name: leave(name, output))
-        for name, layer in layers.items()
-    ]
-    handles += [
-        norm.register_forward_pre_hook(lambda _, given, name=name: enter(name, given[0]))
-        for name, norm in norms.items()
-    ]
-    try:
-        with inference(model):
-            run(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {layer: norm for layer, norm in behind.items() if calls[layer] == calls[norm] == 1}
 
 
 def shift_mean(norm: nn.Module, bias: Tensor) -> None:

@@ -118,7 +118,7 @@ def _seen(
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def see(*seen: Any) -> None:
-        found[seen[0]].append(seen[which].detach())
+        found[seen[0]].append(seen[which].detach().clone())  # what comes behind may write to it
         if calls is not None and all(len(found[name]) >= count for name, count in calls.items()):
             raise _LastCall
 

@@ -20,13 +20,14 @@ from torch.utils import hooks
 from torch.utils._pytree import tree_leaves
 
 from lrcompress import ops
+from lrcompress.calibrate.follow import Behind, what_follows
 from lrcompress.calibrate.run import inference, observed, run
 from lrcompress.types import CompressionError, FormatError, PlanError
 from lrcompress.types.statistics import LayerStatistics
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Loss = Callable[[Any], Tensor]  # a model's outputs -> scalar
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Statistics:
             "batches": str(self.batches),
             "unreached": json.dumps(self.unreached),
             "samples": json.dumps({name: known.samples for name, known in self.layers.items()}),
+            "shares": json.dumps({name: known.share for name, known in self.layers.items()}),
         }
         save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, path, about)
 
@@ -98,13 +100,14 @@ class Statistics:
                         f"{path}: statistics must have format {_FORMAT}, got {about.get('format')}"
                     )
                 samples: dict[str, int] = json.loads(about["samples"])
+                shares: dict[str, float] = json.loads(about["shares"])
                 keys = set(file.keys())
                 layers = {}
                 for name, count in samples.items():
                     key = f"{name}/gradient"
                     gradient = _finite(file, key) if key in keys else None
                     R, mean = (_finite(file, f"{name}/{part}") for part in ("autocorrelation", "mean"))
-                    layers[name] = LayerStatistics(R, mean, count, gradient)
+                    layers[name] = LayerStatistics(R, mean, count, gradient, shares[name])
             unreached = tuple(json.loads(about["unreached"]))
             return cls(layers, about["fingerprint"], int(about["batches"]), unreached)
         except FormatError:
@@ -143,6 +146,7 @@ def _mean(parts: Sequence[LayerStatistics]) -> LayerStatistics:
         average([part.mean for part in parts]),
         total,
         average(gradients) if len(gradients) == len(parts) else None,
+        sum(part.share * part.samples for part in parts) / total,
     )
 
 
@@ -188,6 +192,8 @@ def collect_layers(
             for batch in batches:
                 _one_batch(model, sums, step, batch, gradients, loss)
                 sums.keep()
+                if not seen:
+                    sums.behind = what_follows(model, subset, partial(step, batch))
                 seen += 1
                 if progress is not None:
                     progress(seen)
@@ -240,6 +246,7 @@ class _Sums:
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
         self.layers = layers
+        self.behind: dict[str, Behind] = {}
         self.inputs: dict[str, ops.Autocorrelation] = {}  # of whole batches
         self.gradients: dict[str, ops.Autocorrelation] = {}
         self.new_inputs: dict[str, ops.Autocorrelation] = {}  # of the batch that runs
@@ -284,6 +291,7 @@ class _Sums:
                 (total.sums / total.count).cpu(),
                 total.count,
                 (self.gradients[name].products[0] / total.count).cpu() if name in self.gradients else None,
+                self.behind[name].share if name in self.behind else 1.0,
             )
             for name, total in self.inputs.items()
             if total.count

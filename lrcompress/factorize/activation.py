@@ -17,7 +17,7 @@ from lrcompress.types import Layer, PlanError
 from lrcompress.types.options import FloatArray, OptionTable
 from lrcompress.types.statistics import LayerStatistics
 
-OutputError = Literal["relative", "absolute", "energy", "fisher"]
+OutputError = Literal["branch", "relative", "absolute", "energy", "fisher"]
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,21 @@ class ActivationAware:
     and the decoder stayed a truncated SVD: sum of the dropped eigenvalues.
 
     - ``relative``: e / tr(W S W^T); ``absolute``: e.
+    - ``branch``: relative, times the share of the variance that the layer's residual branch has in the sum
+      that ends it: 1 for layers outside of branches.
     - ``energy``: -log(1 - relative): the sum over layers is minus the log of the product of energies kept.
     - ``fisher``: outputs weighted by the gradient statistics G, tr(G ...): the second-order loss of K-FAC.
 
     ``centred=False`` uses E[x x^T] in the place of S. Up to ``ranks`` ranks of each group count are
     evaluated. Options larger than the dense layer are left out. Inputs without variance cost nothing.
 
-    Source: Zhang et al. 2015 (one group, energy); Robin and Jain; Martens and Grosse 2015 (fisher).
+    Source: Zhang et al. 2015 (one group, energy); Robin and Jain; Martens and Grosse 2015 (fisher); the
+    branches' shares are ours.
     """
 
     needs_statistics: ClassVar[bool] = True
 
-    error: OutputError = "relative"
+    error: OutputError = "branch"
     schemes: tuple[int, ...] = (0,)
     groups: tuple[int, ...] | None = None  # None: every divisor of the layer's input channels
     refit: bool = True
@@ -96,7 +99,7 @@ class ActivationAware:
                     errors += self._losses(folded, flat, moment, patch_order(layer, scheme), k, ranks)
                 found.append(option_rows(layer, scheme, k, ranks, errors))
         total = float(((W @ moments) * W).sum())
-        return option_table(layer, [self._scaled(rows, total) for rows in found])
+        return option_table(layer, [self._scaled(rows, total, known.share) for rows in found])
 
     def _metric(
         self, layer: Layer, known: LayerStatistics
@@ -141,12 +144,14 @@ class ActivationAware:
             losses.append(max(0.0, total - _explained(codes, crossed)))
         return np.array(losses)
 
-    def _scaled(self, rows: FloatArray, total: float) -> FloatArray:
+    def _scaled(self, rows: FloatArray, total: float, branch: float) -> FloatArray:
         """Turn losses into the error asked for."""
         scale = total if total > 0 else 1.0
         share = np.clip(rows[-1] / scale, 0.0, 1.0)
         if self.error == "relative":
             rows[-1] = share
+        elif self.error == "branch":
+            rows[-1] = share * branch
         elif self.error == "energy":
             rows[-1] = -np.log(np.maximum(1.0 - share, 1e-300))
         return rows

@@ -18,6 +18,7 @@ class LayerStatistics:
     mean: Tensor  # float64 [conv_groups, d], E[x]
     samples: int  # patches
     gradient: Tensor | None = None  # float64 [out, out], E[g g^T] of the layer's outputs
+    share: float = 1.0  # variance of the layer's residual branch over that of the sum that ends it
 
     def __post_init__(self) -> None:
         groups, side = self.mean.shape
