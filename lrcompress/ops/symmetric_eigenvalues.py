@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lrcompress import _C
+from lrcompress.ops._eigh import eigh_of
 
 # One problem: offset, row stride, side, and offset in the values.
 _Row = tuple[int, int, int, int]
@@ -76,16 +77,15 @@ def _call_kernel(matrices: Tensor, table: list[_Row], values: Tensor) -> None:
 
 
 def _solve_on_cuda(matrices: Tensor, table: list[_Row], values: Tensor) -> None:
-    """Solve what fits a block's shared memory by the kernel, the rest by cuSOLVER, a batch of each side."""
+    """Solve what fits a block's shared memory by the kernel, the rest by cuSOLVER, a call a size class."""
     small = [row for row in table if row[2] <= _MAX_KERNEL_SIDE]
     if small:
         with torch.cuda.device(matrices.device):
             _call_kernel(matrices, small, values)
-    for large in sorted({side for _, _, side, _ in table if side > _MAX_KERNEL_SIDE}):
-        same = [row for row in table if row[2] == large]
-        batch = torch.stack([_square(matrices, row) for row in same])
-        for (_, _, _, at), solved in zip(same, _eigvalsh_or_nan(batch), strict=True):
-            values[at : at + large] = solved
+    large = [row for row in table if row[2] > _MAX_KERNEL_SIDE]
+    solved = _eigenvalues_or_nan([_square(matrices, row) for row in large])
+    for (_, _, side, at), found in zip(large, solved, strict=True):
+        values[at : at + side] = found
 
 
 def _square(matrices: Tensor, row: _Row) -> Tensor:  # [side, side]
@@ -93,11 +93,12 @@ def _square(matrices: Tensor, row: _Row) -> Tensor:  # [side, side]
     return matrices.as_strided((side, side), (row_stride, 1), matrices.storage_offset() + offset)
 
 
-def _eigvalsh_or_nan(
-    batch: Tensor,  # [count, side, side]
-) -> Tensor:  # [count, side]
+def _eigenvalues_or_nan(
+    matrices: list[Tensor],  # each [side, side]
+) -> list[Tensor]:  # each [side]
     """Solve by the library, which refuses entries that are not finite."""
-    lower = batch.tril()
-    finite = lower.isfinite().all(dim=2).all(dim=1)[:, None]
-    solved: Tensor = torch.linalg.eigvalsh(torch.where(finite[:, :, None], lower, 0.0))
-    return torch.where(finite, solved, torch.nan)
+    lower = [matrix.tril() for matrix in matrices]
+    finite = [matrix.isfinite().all() for matrix in lower]
+    safe = [torch.where(good, m, 0.0)[None] for m, good in zip(lower, finite, strict=True)]
+    solved = eigh_of(safe, vectors=False)
+    return [torch.where(good, found[0], torch.nan) for (found, _), good in zip(solved, finite, strict=True)]

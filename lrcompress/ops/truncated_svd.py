@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lrcompress.ops._arrays import as_matrices
+from lrcompress.ops._eigh import eigh_of
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
@@ -18,7 +19,8 @@ def truncated_svd(
 ) -> list[Factors]:  # float64: U [rows, rank], S [rank] descending, V [rank, columns]
     """Compute the best approximation ``U diag(S) V`` of each rank, with orthonormal U and V.
 
-    Matrices of one shape and rank are solved as one batch. The eigenvectors Q of the smaller Gram matrix,
+    Matrices of one shape and rank are one batch; on CUDA all eigenvectors of one size class are one call of
+    cuSOLVER's batched solver. The eigenvectors Q of the smaller Gram matrix,
     formed in float64, span one side; the product Q^T W, orthogonalised by QR, gives the other. That QR keeps
     V orthonormal where the Gram matrix has lost the small singular values (below 1e-8 of the largest), also
     for rank-deficient W.
@@ -41,29 +43,34 @@ def truncated_svd(
         if not matrix.isfinite().all():
             raise ValueError(f"matrices[{i}] must be finite, got nan or infinity")
         batches[matrix.shape, rank].append(i)
+    stacks = [torch.stack([tensors[i].to(torch.float64) for i in members]) for members in batches.values()]
+    wide = [_scaled(stack) for stack in stacks]
+    bases = eigh_of([each @ each.mT for each, _ in wide])
     factors: dict[int, Factors] = {}
-    for (_, rank), members in batches.items():
-        solved = _truncate(torch.stack([tensors[i].to(torch.float64) for i in members]), rank)
-        factors.update(zip(members, zip(*solved, strict=True), strict=True))
+    for ((rows, columns), rank), (each, scale), (_, basis) in zip(batches, wide, bases, strict=True):
+        left, values, found = _truncated(each, basis[..., -rank:].flip(-1))
+        U, V = (left, found.mT) if rows <= columns else (found, left.mT)
+        solved = zip(U, values * scale, V, strict=True)
+        factors.update(zip(batches[torch.Size((rows, columns)), rank], solved, strict=True))
     return [factors[i] for i in range(len(tensors))]
 
 
-def _truncate(
+def _scaled(matrices: Tensor) -> tuple[Tensor, Tensor]:  # [batch, rows, columns], rows <= columns; [batch, 1]
+    """Lay the matrices down, and divide so that squares neither overflow nor vanish."""
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    scale = wide.abs().amax((1, 2)).clamp(min=torch.finfo(torch.float64).tiny)
+    return wide / scale[:, None, None], scale[:, None]
+
+
+def _truncated(
     matrices: Tensor,  # float64 [batch, rows, columns]
-    rank: int,
-) -> Factors:  # U [batch, rows, rank], S [batch, rank], V [batch, rank, columns]
-    """Solve one batch of equal shapes."""
-    rows, columns = matrices.shape[1:]
-    if rows > columns:
-        right, values, left = _truncate(matrices.mT, rank)
-        return left.mT, values, right.mT
-    scale = matrices.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    matrices = matrices / scale  # so that squares neither overflow nor vanish
-    basis = torch.linalg.eigh(matrices @ matrices.mT).eigenvectors[..., -rank:].flip(-1)
+    basis: Tensor,  # [batch, rows, rank], leading eigenvectors of their Gram matrices
+) -> Factors:  # [batch, rows, rank], [batch, rank], [batch, columns, rank]
+    """Find the other side of one batch."""
     right, triangle = torch.linalg.qr(matrices.mT @ basis)  # W^T Q = V^T R, and R is diagonal up to rounding
     diagonal = triangle.diagonal(dim1=-2, dim2=-1)
     values, order = diagonal.abs().sort(descending=True)
     right = right * torch.where(diagonal < 0, -1.0, 1.0)[:, None, :]
     left = basis.gather(2, order[:, None, :].expand_as(basis))
     right = right.gather(2, order[:, None, :].expand_as(right))
-    return left, values * scale[..., 0], right.mT
+    return left, values, right
