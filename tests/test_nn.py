@@ -8,9 +8,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
 import lrcompress as lrc
+from lrcompress.nn import choices
 
 ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 # (factory, input shape)
@@ -154,3 +156,23 @@ def test_inductor_and_its_ahead_of_time_form(tmp_path):
         package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "net.pt2"))
         found = torch._inductor.aoti_load_package(package)(x)
     torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_cuda_kernels_run_where_fused_is_asked_for(monkeypatch, dtype):
+    """On tensors that only say they are on a GPU: what the layers would call there."""
+    dtypes = (torch.bfloat16, torch.float16)
+    monkeypatch.setattr(choices, "has_kernels", lambda x: x.is_cuda and x.dtype in dtypes)
+    for layer in (lrc.nn.LowRankConv2d, lrc.nn.LowRankLinear):
+        monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
+    with FakeTensorMode(), torch.no_grad():
+        made = {"device": "cuda", "dtype": dtype}
+        for kernel in ("auto", "fused", "composed"):
+            wanted = kernel == "fused" and dtype in dtypes
+            conv = lrc.nn.LowRankConv2d(64, 32, 3, rank=8, groups=2, kernel=kernel, **made)
+            assert conv.runs_fused(torch.empty(2, 64, 8, 8, **made)) == wanted
+            linear = lrc.nn.LowRankLinear(64, 32, rank=8, kernel=kernel, **made)
+            for rows, has_kernel in ((1, True), (16, True), (17, False), (64, True)):
+                assert linear.runs_fused(torch.empty(rows, 64, **made)) == (wanted and has_kernel)
+            wide = lrc.nn.LowRankLinear(512, 512, rank=257, kernel=kernel, **made)
+            assert not wide.runs_fused(torch.empty(64, 512, **made))

@@ -5,10 +5,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lrcompress.ops._cuda import has_kernels
+
 Activation = Literal["none", "relu", "gelu", "silu"]
 Kernel = Literal["auto", "fused", "composed"]  # of inference; training always runs the composition
 
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+_CPU_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def check_choices(activation: str, kernel: str) -> None:
@@ -32,23 +34,26 @@ def choices_repr(activation: Activation, kernel: Kernel) -> str:
 
 
 def takes_fused(
+    kernel: Kernel,
     input: Tensor,
     *weights: Tensor | None,  # the factors, the bias
 ) -> bool:
-    """Say whether a fused kernel may run on these tensors: inference, on the CPU, and not for export.
+    """Say whether a fused kernel may run on these tensors: inference, and not for export.
 
-    For a backward pass the composition keeps what the op would compute again, and an exported graph must not
-    need an op that its reader does not have. Asked at every call, so written for speed.
+    On CUDA only where "fused" is asked for, by hand or by ``tune``. For a backward pass the composition keeps
+    what the op would compute again, and an exported graph must not need an op that its reader does not have.
+    Asked at every call, so written for speed.
     """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):  # type: ignore[attr-defined,no-untyped-call]
-        return False
+    dtype, device = input.dtype, input.device
+    known = dtype in _CPU_DTYPES if device.type == "cpu" else kernel == "fused" and has_kernels(input)
     recorded = torch.is_grad_enabled()
-    dtype = input.dtype
-    if dtype not in _KERNEL_DTYPES or input.device.type != "cpu" or (recorded and input.requires_grad):
+    if not known or (recorded and input.requires_grad) or torch.is_autocast_enabled(device.type):
+        return False
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return False
     for weight in weights:
         if weight is not None and (
-            weight.dtype != dtype or weight.device.type != "cpu" or (recorded and weight.requires_grad)
+            weight.dtype != dtype or weight.device != device or (recorded and weight.requires_grad)
         ):
             return False
     return True

@@ -181,7 +181,8 @@ class LowRankConv2d(_LowRankConv):
     ``rank`` is the rank of each of the ``groups`` slices of an existing group's input channels. Full rank is
     ``min(out / conv_groups x decoder area, in / conv_groups / groups x encoder area)``. ``activation`` comes
     behind the bias. ``kernel`` says what runs in inference: "fused" wherever ``ops.lowrank_conv2d`` can,
-    "composed" two convolutions, "auto" the one that a benchmark has ahead for such sizes.
+    "composed" two convolutions, "auto" the one that a benchmark has ahead for such sizes on the CPU, and two
+    convolutions elsewhere.
     """
 
     axes = 2
@@ -213,7 +214,7 @@ class LowRankConv2d(_LowRankConv):
         wanted = self._fused_pays if self.kernel == "auto" else self.kernel == "fused"
         if not (wanted and self._fusable and input.ndim == 4):
             return False
-        return takes_fused(input, self.U, self.V, self.bias)
+        return takes_fused(self.kernel, input, self.U, self.V, self.bias)
 
 
 class LowRankConv3d(_LowRankConv):

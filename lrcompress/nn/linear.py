@@ -20,8 +20,8 @@ class LowRankLinear(nn.Module):
 
     U is [out_features, groups rank], V is [groups rank, in_features / groups]. Full rank is
     ``min(out_features, in_features / groups)``. A drop-in for ``nn.Linear``. ``activation`` comes behind the
-    bias. ``kernel`` says what runs in inference: "fused" and "auto" ``ops.lowrank_linear`` where it has a
-    kernel for so few rows, "composed" two products.
+    bias. ``kernel`` says what runs in inference: "fused" ``ops.lowrank_linear`` where it has a
+    kernel for so many rows, "auto" the same on the CPU alone, "composed" two products.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class LowRankLinear(nn.Module):
         return activate(F.linear(z, self.U, self.bias), self.activation)
 
     def runs_fused(self, input: Tensor) -> bool:
-        """Say whether the kernel of ``ops.lowrank_linear`` runs this call: unless composed, for few rows."""
-        if self.kernel == "composed" or not takes_fused(input, self.U, self.V, self.bias):
+        """Say whether a kernel of ``ops.lowrank_linear`` runs this call: unless composed, if it has one."""
+        if self.kernel == "composed" or not takes_fused(self.kernel, input, self.U, self.V, self.bias):
             return False
         return kernel_pays(input, self.groups * self.rank, input.numel() // max(self.in_features, 1))
 

@@ -85,11 +85,12 @@ def _run(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, acti
     number = activation_number(activation)
     *batch, features = x.shape
     rows = math.prod(batch)
-    if x.is_cuda:
+    pays = kernel_pays(x, V.shape[0], rows)
+    if x.is_cuda and pays:
         tile = _cuda_tile(x, V, rows, groups)
         if tile is not None:
             return _run_on_cuda(x, U, V, bias, groups, number, tile)
-    if not kernel_pays(x, V.shape[0], rows):
+    if x.is_cuda or not pays:
         return activate(_compose(x, U, V, bias, groups), activation).contiguous()
     out = x.new_empty((*batch, U.shape[0]))
     hidden = torch.empty(rows, V.shape[0])
@@ -104,7 +105,9 @@ torch.library.impl(_NAME, "default", _run)
 
 
 def kernel_pays(x: Tensor, inner: int, rows: int) -> bool:
-    """Say whether the kernel takes this call, and is ahead there."""
+    """Say whether a kernel is made for this call; on the CPU, whether it is ahead there."""
+    if x.is_cuda:
+        return rows <= _CUDA_FEW_ROWS or (rows >= _CUDA_MANY_ROWS and inner <= _CUDA_INNER)
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return False
     if x.dtype == torch.bfloat16 and not _NATIVE_BFLOAT16:
@@ -116,8 +119,6 @@ def _cuda_tile(x: Tensor, V: Tensor, rows: int, groups: int) -> Sequence[int] | 
     """Return the tile to call the kernels with, None where they do not run; few rows need no tile."""
     if rows <= _CUDA_FEW_ROWS:
         return (0, 0, 0) if has_kernels(x) else None
-    if rows < _CUDA_MANY_ROWS or V.shape[0] > _CUDA_INNER:
-        return None
     return lowrank_tile(x, rows, groups, V.shape[0] // groups)
 
 
