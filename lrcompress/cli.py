@@ -274,7 +274,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare an artefact with the original model on the same inputs."""
-    from lrcompress import pipeline, sources
+    from lrcompress import measure, pipeline, sources
     from lrcompress.report import verification_table
 
     network = sources.load_model(model, weights, device)
@@ -282,7 +282,7 @@ def verify(
     if examples is None:
         raise typer.BadParameter("verifying needs --input or --inputs", param_hint="--input")
     with sources.step("verifying"):
-        found = pipeline.verify(network, pipeline.load(artefact, network, device=device), examples)
+        found = measure.verify(network, pipeline.load(artefact, network, device=device), examples)
     exceeded = max_error is not None and not found.output_error <= max_error  # nan exceeds every bound
     if as_json:
         _print_json({**found.to_dict(), "max_error": max_error, "exceeded": exceeded})

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from lrcompress import allocate, calibrate, codec, measure, presets, reconstruct, refine, removal, rewrite
+from lrcompress import calibrate, codec, measure, planning, presets, reconstruct, refine, removal, rewrite
 from lrcompress.factorize import svd_factors
 from lrcompress.types import (
     Budget,
-    BudgetError,
-    Call,
     FormatError,
-    LayerCheck,
-    LayerPlan,
-    Option,
     Plan,
     PlanError,
     Recipe,
     Reconstruction,
     Refinement,
-    Tradeoff,
     Tuning,
-    Verification,
     WeightError,
 )
-from lrcompress.types.options import OptionTable
-
-_CURVE_POINTS = 32  # of a layer's error curve kept in a plan: enough for a plot, small enough for JSON
-_TRADEOFF_POINTS = 24
-_NEED_INPUTS = {"macs": "know how often each layer runs", "latency": "measure on"}
 
 
 def plan(
@@ -79,94 +64,8 @@ def plan(
         if weights or min_keep:
             raise PlanError(f"{recipe} takes no weights and no min_keep, got {weights} and {min_keep}")
         return reconstruct.planned(model, budget, recipe, example_inputs, ignored)
-    if budget.cost in _NEED_INPUTS and example_inputs is None:
-        raise PlanError(f"a budget in {budget.cost} needs example_inputs, to {_NEED_INPUTS[budget.cost]}")
-    modules, left_alone = rewrite.survey(model, ignored)
-    calls: dict[str, tuple[Call, ...]] = {}
-    macs = 0
-    if example_inputs is not None:
-        calls, macs = calibrate.observe_calls(model, modules, example_inputs)
-        for name in [name for name in modules if name not in calls]:
-            reason = "its forward did not run on the example inputs"
-            left_alone.append(rewrite.left_out(name, modules.pop(name), reason))
-    if recipe.local_step.needs_statistics:
-        left_alone += refine.without_statistics(model, modules, statistics)
-    for name, module in modules.items():
-        rewrite.check_weight(name, module.weight)
-    layers = tuple(rewrite.describe(name, module, calls.get(name, ())) for name, module in modules.items())
-    known = {} if statistics is None else statistics.layers
-    matrices = tuple(module.weight.detach() for module in modules.values())
-    tables = allocate.floored(layers, recipe.local_step(layers, matrices, known), min_keep)
-    factors = allocate.factors([layer.name for layer in layers], weights or {})
-    params, latency = rewrite.count_params(model), 0
-    if budget.cost == "latency":
-        timed = measure.timed_options(model, modules, layers, tables, example_inputs, progress)
-        latency, layers, tables = timed
-    totals = {"params": params, "macs": macs, "bytes": rewrite.count_bytes(model), "latency": latency}
-    total = totals[budget.cost]
-    fixed = total - sum(getattr(layer, budget.cost) for layer in layers)
-    _check_reachable(budget, tables, fixed, total)
-    weighed = allocate.weighed(tables, factors)
-    left = budget.limit(total) - fixed
-    rows = recipe.global_step(weighed, budget.cost, left)
-    entries = tuple(
-        LayerPlan(layer, table[row], _curve(table, budget.cost, row))
-        for layer, table, row in zip(layers, tables, rows, strict=True)
-    )
-    return Plan(
-        str(recipe),
-        budget,
-        params,
-        macs,
-        entries,
-        tuple(left_alone),
-        _tradeoff(recipe, weighed, budget.cost, fixed, total),
-        latency,
-        objective=_objective(recipe, weighed, rows),
-        bound=recipe.global_step.bound(weighed, budget.cost, left),
-    )
-
-
-def _least(tables: list[OptionTable], cost: str) -> int:
-    """Return what the cheapest option of every layer costs together."""
-    return sum(int(table.cost(cost).min()) for table in tables)
-
-
-def _check_reachable(budget: Budget, tables: list[OptionTable], fixed: int, total: int) -> None:
-    """Refuse a budget below the cheapest options and what is left alone."""
-    least = fixed + _least(tables, budget.cost)
-    unit = "nanoseconds" if budget.cost == "latency" else budget.cost
-    if least > budget.limit(total):
-        raise BudgetError(
-            f"budget {budget} allows {budget.limit(total)} {unit}, the least possible is {least} of "
-            f"{total} ({math.ceil(1e4 * least / max(total, 1)) / 1e4}); {fixed} of them are left alone"
-        )
-
-
-def _curve(table: OptionTable, cost: str, row: int) -> tuple[Option, ...]:
-    """Keep evenly spaced points of a layer's front, and the chosen option, in the order of their cost."""
-    front = table.front(cost)
-    spaced = np.linspace(0, len(front) - 1, min(len(front), _CURVE_POINTS)).round().astype(int)
-    kept = np.union1d(front[spaced], [row])
-    return tuple(table[int(i)] for i in kept[np.argsort(table.cost(cost)[kept], kind="stable")])
-
-
-def _tradeoff(
-    recipe: Recipe, tables: list[OptionTable], cost: str, fixed: int, total: int
-) -> tuple[Tradeoff, ...]:
-    """Solve the global step for budgets from the least possible to the whole model."""
-    if not tables or not total:
-        return ()
-    points = []
-    for limit in np.linspace(fixed + _least(tables, cost), total, _TRADEOFF_POINTS).astype(int):
-        rows = recipe.global_step(tables, cost, int(limit) - fixed)
-        points.append(Tradeoff(int(limit) / total, _objective(recipe, tables, rows)))
-    return tuple(points)
-
-
-def _objective(recipe: Recipe, tables: list[OptionTable], rows: list[int]) -> float:
-    errors = [float(table.error[row]) for table, row in zip(tables, rows, strict=True)]
-    return recipe.global_step.objective(errors)
+    wishes = planning.Wishes(weights or {}, min_keep)
+    return planning.factored(model, budget, recipe, example_inputs, statistics, ignored, wishes, progress)
 
 
 def apply(
@@ -234,71 +133,6 @@ def compress(
     statistics = None if held is None else refine.collect(model, held, ignore=ignore)
     made = plan(model, budget, recipe, example_inputs=example_inputs, statistics=statistics, ignore=ignore)
     return apply(model, made, batches=held), made
-
-
-def verify(
-    model: nn.Module,
-    small: nn.Module,
-    inputs: Any,  # a tensor, a tuple of positional or a mapping of keyword arguments
-) -> Verification:
-    """Measure what compression changed on the given inputs, for the whole model and layer by layer.
-
-    Each replaced layer is run on the inputs that the original layer saw. Both models run in evaluation mode
-    and are left as they were.
-
-    Raises:
-        PlanError: the two models' outputs differ in number or shape.
-    """
-    modules = dict(model.named_modules())
-    pairs = {name: new for name, new in small.named_modules() if rewrite.is_factored(new) and name in modules}
-    pairs = {name: new for name, new in pairs.items() if not rewrite.is_factored(modules[name])}
-    squares: dict[str, list[float]] = {}  # of the layers that run
-
-    def see(name: str, x: Tensor, y: Tensor) -> None:
-        squares.setdefault(name, [0.0, 0.0])
-        squares[name][0] += float((pairs[name](x).double() - y.double()).square().sum())
-        squares[name][1] += float(y.double().square().sum())
-
-    with calibrate.inference(model), calibrate.inference(small):
-        with calibrate.observed({name: modules[name] for name in pairs}, see):
-            before = _outputs(calibrate.run(model, inputs))
-        after = _outputs(calibrate.run(small, inputs))
-    shapes = [[tuple(y.shape) for y in each] for each in (before, after)]
-    if shapes[0] != shapes[1]:
-        raise PlanError(f"outputs must keep their shapes {shapes[0]}, got {shapes[1]}")
-    difference = [b.double() - a.double() for a, b in zip(before, after, strict=True)]
-    change = sum(float(d.square().sum()) for d in difference)
-    logits = before[0] if len(before) == 1 and before[0].ndim == 2 and before[0].shape[1] > 1 else None
-    return Verification(
-        samples=calibrate.samples_in(inputs),
-        output_error=_ratio(change, sum(float(y.double().square().sum()) for y in before)),
-        max_difference=max((float(d.abs().max()) for d in difference if d.numel()), default=0.0),
-        agreement=None if logits is None else float((logits.argmax(1) == after[0].argmax(1)).double().mean()),
-        params_before=rewrite.count_params(model),
-        params_after=rewrite.count_params(small),
-        macs_before=calibrate.count_macs(model, inputs),
-        macs_after=calibrate.count_macs(small, inputs),
-        layers=tuple(
-            LayerCheck(
-                name,
-                type(modules[name]).__name__,
-                rewrite.count_params(modules[name]),
-                rewrite.count_params(pairs[name]),
-                _ratio(*squares[name]) if name in squares else math.nan,
-            )
-            for name in pairs
-        ),
-    )
-
-
-def _outputs(outputs: Any) -> list[Tensor]:
-    """Return the floating tensors among a model's outputs."""
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def _ratio(change: float, size: float) -> float:
-    """Return sqrt(change / size); nan when the original is all zero and the change is not."""
-    return (change / size) ** 0.5 if size else (0.0 if change == 0 else math.nan)
 
 
 def save(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lrcompress import allocate, calibrate, removal, rewrite
 from lrcompress.factorize import columns
+from lrcompress.subject import surveyed
 from lrcompress.types import (
     Budget,
     Call,
@@ -52,37 +53,28 @@ def planned(
     if budget.cost not in ("params", "macs"):
         raise PlanError(f"removing neurons takes a budget in params or macs, got {budget}")
     batches = in_parts(example_inputs)
+    before = surveyed(model, ignore, batches[0])
+    before.layers()  # refuses weights that are not finite
     wiring = removal.trace(model, batches[0], ignore)
-    modules, _ = rewrite.survey(model, ignore)
-    for name, module in modules.items():
-        rewrite.check_weight(name, module.weight)
-    calls, macs = calibrate.observe_calls(model, modules, batches[0])
-    params = rewrite.count_params(model)
-    total = params if budget.cost == "params" else macs
-    limit = budget.limit(total)
-    found = choose(model, wiring, recipe, batches, calls, budget.cost, total, limit)
+    total = before.total(budget.cost)
+    found = choose(model, wiring, recipe, batches, before.calls, budget.cost, total, budget.limit(total))
     small = removal.removed(model, found, no_means(model, found))
-    left, left_alone = rewrite.survey(small, ignore)
-    left_alone += [
+    after = surveyed(small, ignore, batches[0])
+    held = [
         rewrite.left_out(name, model.get_submodule(name), f"its outputs all stay: {held.reason}")
         for held in wiring.held
         for name in held.producers
     ]
-    calls, macs_left = calibrate.observe_calls(small, left, batches[0])
-    entries = tuple(
-        LayerPlan(layer, layer.dense)
-        for layer in (rewrite.describe(name, module, calls.get(name, ())) for name, module in left.items())
-    )
     return Plan(
         str(recipe),
         budget,
-        params,
-        macs,
-        entries,
-        tuple(left_alone),
+        before.total("params"),
+        before.macs,
+        tuple(LayerPlan(layer, layer.dense) for layer in after.layers()),
+        tuple(after.left_alone + held),
         removals=tuple(found),
-        saved_params=params - rewrite.count_params(small),
-        saved_macs=macs - macs_left,
+        saved_params=before.total("params") - after.total("params"),
+        saved_macs=before.macs - after.macs,
         sequential=recipe.sequential,
     )
 
