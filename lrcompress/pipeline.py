@@ -42,7 +42,9 @@ def plan(
 
     Linear (Conv1D of transformers too) and Conv1d/2d/3d layers are considered; whatever else has a weight
     matrix is listed in ``left_alone`` with the reason. ``example_inputs`` are run once, in evaluation mode,
-    to count multiply-accumulates. ``lnr`` also calibrates on them: give it thousands of samples.
+    to count multiply-accumulates and, for ``lnr``, to follow the channels.
+    ``lnr`` looks at data: at ``statistics``, which are of the original network, so that ``top-down`` chooses
+    neurons as ``parallel`` does; or, without them, at ``example_inputs``, of which it then takes thousands.
     Deterministic, unless the budget is in latency: then the model, its layers and a selection of their
     options are timed on the model's device, an option no faster than its dense layer is never chosen, and
     ranks are such that ``groups x rank`` is a multiple of 8 where possible. The time that such a plan
@@ -63,7 +65,7 @@ def plan(
     if isinstance(recipe, Reconstruction):
         if weights or min_keep:
             raise PlanError(f"{recipe} takes no weights and no min_keep, got {weights} and {min_keep}")
-        return reconstruct.planned(model, budget, recipe, example_inputs, ignored)
+        return planning.narrower(model, budget, recipe, example_inputs, statistics, ignored)
     wishes = planning.Wishes(weights or {}, min_keep)
     return planning.factored(model, budget, recipe, example_inputs, statistics, ignored, wishes, progress)
 
@@ -81,7 +83,8 @@ def apply(
     Without data, factors are those of truncated SVDs. With ``statistics``, each layer's are fitted to what
     the original layer gives; with ``batches``, layer after layer, on what the compressed layers before it
     give, which is better and takes a run of the model for each layer. Re-estimate no batch norm after that.
-    Where the plan removes neurons, ``batches`` are needed, and the layers behind them are fitted first.
+    Where the plan removes neurons one of the two is needed, and the layers behind them are fitted first; with
+    ``statistics`` each by itself, whatever the chaining.
 
     Factors keep the dtype, device, memory format, mode and ``requires_grad`` of the weights that they
     replace. What was chosen dense is copied, ``Conv1D`` of transformers
@@ -96,12 +99,8 @@ def apply(
     """
     model = rewrite.with_linears(model)
     if plan.removals:
-        if batches is None:
-            raise PlanError("a plan that removes neurons needs batches, unlabelled, to fit what is left")
-        batches = list(batches)
-        removal.check_fits(model, plan.removals)
-        model = reconstruct.reconstructed(model, plan.removals, batches, plan.sequential)
-        model = removal.removed(model, plan.removals)
+        batches = None if batches is None else list(batches)
+        model, statistics = _without_neurons(model, plan, statistics, batches)
     old = rewrite.check_fits(model, plan)
     for name, module in old.items():
         rewrite.check_weight(name, module.weight)
@@ -119,18 +118,36 @@ def apply(
     return rewrite.replaced(model, new)
 
 
+def _without_neurons(
+    model: nn.Module, plan: Plan, statistics: calibrate.Statistics | None, batches: list[Any] | None
+) -> tuple[nn.Module, calibrate.Statistics | None]:
+    """Make a plan's removals; return the statistics of what is left, where these are what it is fitted to."""
+    removal.check_fits(model, plan.removals)
+    if batches is not None:
+        return reconstruct.reduced(model, plan.removals, batches, plan.sequential), None
+    if statistics is None:
+        raise PlanError(
+            "a plan that removes neurons needs batches or statistics, unlabelled, to fit what is left"
+        )
+    refine.check_statistics(model, statistics)
+    small = reconstruct.reduced(model, plan.removals, statistics, sequential=False)
+    return small, removal.narrowed(statistics, small, model, plan.removals)
+
+
 def compress(
     model: nn.Module,
     budget: Budget,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Reconstruction | None = None,
     *,
-    example_inputs: Any = None,
+    example_inputs: Any = None,  # None: the first batch
     batches: Iterable[Any] | None = None,  # unlabelled, for recipes that look at data, and to refine
     ignore: str | Sequence[str] = (),
 ) -> tuple[nn.Module, Plan]:
     """Collect, plan and apply in one call. Raises what these raise."""
     held = None if batches is None else list(batches)
     statistics = None if held is None else refine.collect(model, held, ignore=ignore)
+    if example_inputs is None and held:
+        example_inputs = held[0]
     made = plan(model, budget, recipe, example_inputs=example_inputs, statistics=statistics, ignore=ignore)
     return apply(model, made, batches=held), made
 

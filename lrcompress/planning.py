@@ -10,9 +10,19 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lrcompress import allocate, calibrate, measure, refine
+from lrcompress import allocate, calibrate, measure, reconstruct, refine
 from lrcompress.subject import surveyed
-from lrcompress.types import Budget, BudgetError, LayerPlan, Option, Plan, PlanError, Recipe, Tradeoff
+from lrcompress.types import (
+    Budget,
+    BudgetError,
+    LayerPlan,
+    Option,
+    Plan,
+    PlanError,
+    Recipe,
+    Reconstruction,
+    Tradeoff,
+)
 from lrcompress.types.options import OptionTable
 
 _CURVE_POINTS = 32  # of a layer's error curve kept in a plan: enough for a plot, small enough for JSON
@@ -75,6 +85,26 @@ def factored(
         objective=_objective(recipe, weighed, rows),
         bound=recipe.global_step.bound(weighed, budget.cost, left),
     )
+
+
+def narrower(
+    model: nn.Module,
+    budget: Budget,
+    recipe: Reconstruction,
+    example_inputs: Any,
+    statistics: calibrate.Statistics | None,
+    ignored: tuple[str, ...],
+) -> Plan:
+    """Choose the neurons that go; see ``lrcompress.plan``."""
+    if example_inputs is None:
+        raise PlanError(
+            "removing neurons needs example_inputs, to follow the channels and, without statistics, "
+            "to calibrate on"
+        )
+    if statistics is not None:
+        refine.check_statistics(model, statistics)
+    data = reconstruct.in_parts(example_inputs) if statistics is None else statistics
+    return reconstruct.planned(model, budget, recipe, example_inputs, data, ignored)
 
 
 def _least(tables: list[OptionTable], cost: str) -> int:

@@ -25,7 +25,17 @@ MAY_IMPORT = {
     "subject": {"calibrate", "rewrite", "types"},
     "reconstruct": {"calibrate", "factorize", "allocate", "removal", "rewrite", "subject", "types"},
     "refine": {"calibrate", "factorize", "rewrite", "types"},
-    "planning": {"refine", "calibrate", "allocate", "measure", "subject", "types"},
+    "planning": {
+        "reconstruct",
+        "refine",
+        "calibrate",
+        "factorize",
+        "allocate",
+        "measure",
+        "removal",
+        "subject",
+        "types",
+    },
     "presets": {"factorize", "allocate", "types"},
     "pipeline": {
         "removal",

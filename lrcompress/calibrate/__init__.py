@@ -3,6 +3,7 @@
 from lrcompress.calibrate.batchnorm import norms_behind, reestimate_batchnorm, shift_mean
 from lrcompress.calibrate.cost import count_macs, observe_calls
 from lrcompress.calibrate.cross import Moments, cross_moments, grouped_moments, in_order_of_calls
+from lrcompress.calibrate.own import own_moments
 from lrcompress.calibrate.run import inference, observed, run, samples_in
 from lrcompress.calibrate.statistics import CollectionInterrupted, Statistics, collect_layers, fingerprint
 
@@ -20,6 +21,7 @@ __all__ = [
     "norms_behind",
     "observe_calls",
     "observed",
+    "own_moments",
     "reestimate_batchnorm",
     "run",
     "samples_in",

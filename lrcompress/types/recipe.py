@@ -62,6 +62,7 @@ class Reconstruction:
     sees what the reduced layers before it give. ``bottom-up``: from the last layer back, each has to give
     only the outputs that the next one keeps. ``bottom-up+top-down``: supports from the one, weights from the
     other.
+    What the reduced layers give takes batches: with statistics alone ``top-down`` means ``parallel``.
     Without ``debias`` the weights are those of the group lasso, shrunk by its penalty.
 
     Source: Robin and Jain, Linear Neural Reconstruction.
