@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from lrcompress import allocate, calibrate, measure, reconstruct, refine
+from lrcompress import allocate, calibrate, measure, reconstruct, refine, removal
+from lrcompress.factorize import ActivationAware, OnTop
 from lrcompress.subject import surveyed
 from lrcompress.types import (
     Budget,
@@ -21,6 +22,8 @@ from lrcompress.types import (
     PlanError,
     Recipe,
     Reconstruction,
+    Removal,
+    Split,
     Tradeoff,
 )
 from lrcompress.types.options import OptionTable
@@ -104,7 +107,64 @@ def narrower(
     if statistics is not None:
         refine.check_statistics(model, statistics)
     data = reconstruct.in_parts(example_inputs) if statistics is None else statistics
-    return reconstruct.planned(model, budget, recipe, example_inputs, data, ignored)
+    if recipe.low_rank is None:
+        return reconstruct.planned(model, budget, recipe, example_inputs, data, ignored)
+    _check_prices(recipe.low_rank)
+    return _best_split(model, budget, recipe, recipe.low_rank, example_inputs, data, ignored)
+
+
+def _check_prices(low_rank: Recipe) -> None:
+    """Refuse errors that do not add up with those of removed neurons."""
+    step = low_rank.local_step
+    if not isinstance(step, ActivationAware) or step.error != "relative" or not step.centred:
+        raise PlanError(f"low_rank must have the relative errors of activation_aware(), got {low_rank}")
+
+
+def _best_split(
+    model: nn.Module,
+    budget: Budget,
+    recipe: Reconstruction,
+    low_rank: Recipe,
+    example_inputs: Any,
+    data: reconstruct.Data,
+    ignored: tuple[str, ...],
+) -> Plan:
+    """Remove neurons down to several sizes, factor what is left down to the budget; keep the least error."""
+    first = reconstruct.in_parts(example_inputs)[0]
+    subject, wiring, paths = reconstruct.prepared(model, budget, recipe, example_inputs, data, ignored)
+    known = data if isinstance(data, calibrate.Statistics) else refine.collect(model, data, ignore=ignored)
+    total = subject.total(budget.cost)
+    limit = budget.limit(total)
+    wishes, target = Wishes({}, 0.0), Budget(**{budget.cost: limit})
+    found: list[tuple[Split, list[Removal], Plan]] = []
+    refused = None
+    for size in np.unique(np.geomspace(min(limit, total), total, recipe.splits).astype(int)):
+        try:
+            removals = paths.chosen(int(size)) if size < total else []
+            small = reconstruct.reduced(model, removals, known, sequential=False)
+            step = OnTop(low_rank.local_step, reconstruct.shares_of(model, small, removals, paths.moments))
+            left = removal.narrowed(known, small, model, removals)
+            way = Recipe(low_rank.name, step, low_rank.global_step)
+            low = factored(small, target, way, first, left, ignored, wishes, None)
+        except BudgetError as error:
+            refused = error
+            continue
+        assert low.objective is not None
+        found.append((Split(int(size) / total, low.objective), removals, low))
+    if not found:
+        assert refused is not None
+        raise refused
+    _, removals, low = min(found, key=lambda each: each[0].error)
+    plan = reconstruct.plan_of(subject, wiring, removals, budget, recipe, first, ignored)
+    names = {item.name for item in plan.left_alone}
+    more = tuple(item for item in low.left_alone if item.name not in names)
+    return replace(
+        plan,
+        layers=low.layers,
+        left_alone=plan.left_alone + more,
+        objective=low.objective,
+        splits=tuple(split for split, _, _ in found),
+    )
 
 
 def _least(tables: list[OptionTable], cost: str) -> int:

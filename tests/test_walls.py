@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "measure": {"calibrate", "rewrite", "nn", "types"},
     "removal": {"calibrate", "rewrite", "nn", "types"},
     "subject": {"calibrate", "rewrite", "types"},
-    "reconstruct": {"calibrate", "factorize", "allocate", "removal", "rewrite", "subject", "types"},
+    "reconstruct": {"calibrate", "factorize", "allocate", "removal", "rewrite", "subject", "nn", "types"},
     "refine": {"calibrate", "factorize", "rewrite", "types"},
     "planning": {
         "reconstruct",

@@ -19,15 +19,16 @@ def verify(
 ) -> Verification:
     """Measure what compression changed on the given inputs, for the whole model and layer by layer.
 
-    Each replaced layer is run on the inputs that the original layer saw. Both models run in evaluation mode
-    and are left as they were.
+    Each replaced layer is run on the inputs that the original layer saw, unless it became narrower too. Both
+    models run in evaluation mode and are left as they were.
 
     Raises:
         PlanError: the two models' outputs differ in number or shape.
     """
-    modules = dict(model.named_modules())
+    model = rewrite.with_linears(model)
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, rewrite.Dense)}
     pairs = {name: new for name, new in small.named_modules() if rewrite.is_factored(new) and name in modules}
-    pairs = {name: new for name, new in pairs.items() if not rewrite.is_factored(modules[name])}
+    pairs = {name: new for name, new in pairs.items() if new.weight.shape == modules[name].weight.shape}
     squares: dict[str, list[float]] = {}  # of the layers that run
 
     def see(name: str, x: Tensor, y: Tensor) -> None:

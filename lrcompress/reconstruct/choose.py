@@ -75,8 +75,10 @@ class Paths:
         rows: dict[str, list[int]] = {}
         found: Chosen = {}
         for coupling in reversed(list(chosen)):
-            problem = problem_of(self.model, coupling, self.moments, rows)
-            found[coupling] = self._support(problem, chosen[coupling])
+            found[coupling] = chosen[coupling]
+            if rows.keys() & consumers_of([coupling]):
+                problem = problem_of(self.model, coupling, self.moments, rows)
+                found[coupling] = self._support(problem, chosen[coupling])
             rows |= {name: list(found[coupling].kept) for name in coupling.producers}
         return {coupling: found[coupling] for coupling in chosen}
 

@@ -16,7 +16,7 @@ from lrcompress.types.coupling import Removal
 from lrcompress.types.errors import BudgetError, CompressionError, PlanError
 from lrcompress.types.layer import Layer, LowRank, Option
 
-PLAN_FORMAT = 3  # raised whenever plans written before could no longer be read
+PLAN_FORMAT = 4  # raised whenever plans written before could no longer be read
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,14 @@ class Tradeoff:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How small removed neurons alone made the network, and the objective once low rank had done the rest."""
+
+    fraction: float  # of the cost that the budget bounds; 1: no neuron went
+    error: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What becomes of each layer; ``edit`` and ``keep_dense`` return changed copies."""
 
@@ -127,6 +135,7 @@ class Plan:
     sequential: bool = False  # weights behind removed channels are fitted to what the reduced layers give
     objective: float | None = None  # what the global step minimises, weighted errors combined; None: edited
     bound: float | None = None  # no choice within the budget has an objective below; None: not known
+    splits: tuple[Split, ...] = ()  # that were tried between removal and low rank; the least error was taken
 
     def __post_init__(self) -> None:
         names = [entry.layer.name for entry in self.layers]
@@ -235,6 +244,10 @@ class Plan:
             f"removed from {item.coupling.name}: {item.coupling.channels} -> {len(item.kept)} channels, "
             f"error {item.error:.4f}"
             for item in self.removals
+        ]
+        narrowed += [
+            f"removed down to {split.fraction:.3f}, then low rank: objective {split.error:.4g}"
+            for split in self.splits
         ]
         rows = [f"{'layer':<{width}}  {'weight':<16} {'choice':<32} {'params':>18} {'error':>8}"]
         rows[0] += f" {'ms':>16}" if self.latency else ""
