@@ -106,7 +106,7 @@ def narrower(
         )
     if statistics is not None:
         refine.check_statistics(model, statistics)
-    data = reconstruct.in_parts(example_inputs) if statistics is None else statistics
+    data = calibrate.in_parts(example_inputs) if statistics is None else statistics
     if recipe.low_rank is None:
         return reconstruct.planned(model, budget, recipe, example_inputs, data, ignored)
     _check_prices(recipe.low_rank)
@@ -130,7 +130,7 @@ def _best_split(
     ignored: tuple[str, ...],
 ) -> Plan:
     """Remove neurons down to several sizes, factor what is left down to the budget; keep the least error."""
-    first = reconstruct.in_parts(example_inputs)[0]
+    first = calibrate.in_parts(example_inputs)[0]
     subject, wiring, paths = reconstruct.prepared(model, budget, recipe, example_inputs, data, ignored)
     known = data if isinstance(data, calibrate.Statistics) else refine.collect(model, data, ignore=ignored)
     total = subject.total(budget.cost)

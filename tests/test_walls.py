@@ -53,7 +53,19 @@ MAY_IMPORT = {
     "doctor": {"_C"},
     "sources": {"types"},
     "demo": {"calibrate", "measure", "pipeline", "presets", "report", "types"},
-    "cli": {"demo", "doctor", "measure", "pipeline", "presets", "report", "sources", "types"},
+    "arguments": set(),
+    "cli": {
+        "arguments",
+        "calibrate",
+        "demo",
+        "doctor",
+        "measure",
+        "pipeline",
+        "presets",
+        "report",
+        "sources",
+        "types",
+    },
     "__main__": {"cli"},
 }
 

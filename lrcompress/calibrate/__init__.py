@@ -4,7 +4,7 @@ from lrcompress.calibrate.batchnorm import norms_behind, reestimate_batchnorm, s
 from lrcompress.calibrate.cost import count_macs, observe_calls
 from lrcompress.calibrate.cross import Moments, cross_moments, grouped_moments, in_order_of_calls
 from lrcompress.calibrate.own import own_moments
-from lrcompress.calibrate.run import inference, observed, run, samples_in
+from lrcompress.calibrate.run import in_parts, inference, observed, run, samples_in
 from lrcompress.calibrate.statistics import CollectionInterrupted, Statistics, collect_layers, fingerprint
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "fingerprint",
     "grouped_moments",
     "in_order_of_calls",
+    "in_parts",
     "inference",
     "norms_behind",
     "observe_calls",

@@ -2,14 +2,13 @@
 
 from lrcompress.reconstruct.choose import Paths
 from lrcompress.reconstruct.fit import no_means, reconstructed, reduced
-from lrcompress.reconstruct.planned import in_parts, plan_of, planned, prepared
+from lrcompress.reconstruct.planned import plan_of, planned, prepared
 from lrcompress.reconstruct.problem import Data
 from lrcompress.reconstruct.shares import shares_of
 
 __all__ = [
     "Data",
     "Paths",
-    "in_parts",
     "no_means",
     "plan_of",
     "planned",

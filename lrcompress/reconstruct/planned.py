@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lrcompress import calibrate, removal, rewrite
 from lrcompress.reconstruct.choose import Paths
@@ -13,13 +13,6 @@ from lrcompress.reconstruct.fit import no_means
 from lrcompress.reconstruct.problem import Data
 from lrcompress.subject import Subject, surveyed
 from lrcompress.types import Budget, Held, LayerPlan, Plan, PlanError, Reconstruction, Removal, Wiring
-
-_AT_ONCE = 500  # samples of the example inputs in one forward
-
-
-def in_parts(inputs: Any) -> list[Any]:
-    """Cut example inputs into batches, when they are one tensor."""
-    return list(inputs.split(_AT_ONCE)) if isinstance(inputs, Tensor) else [inputs]
 
 
 def prepared(
@@ -37,7 +30,7 @@ def prepared(
     """
     if budget.cost not in ("params", "macs"):
         raise PlanError(f"removing neurons takes a budget in params or macs, got {budget}")
-    first = in_parts(example_inputs)[0]
+    first = calibrate.in_parts(example_inputs)[0]
     subject = surveyed(model, ignored, first)
     subject.layers()  # refuses weights that are not finite
     wiring = _covered(removal.trace(model, first, ignored), data)
@@ -69,7 +62,7 @@ def planned(
     """Choose the channels of every coupling that stay; the layers of the narrower network are then dense."""
     subject, wiring, paths = prepared(model, budget, recipe, example_inputs, data, ignored)
     removals = paths.chosen(budget.limit(subject.total(budget.cost)))
-    return plan_of(subject, wiring, removals, budget, recipe, in_parts(example_inputs)[0], ignored)
+    return plan_of(subject, wiring, removals, budget, recipe, calibrate.in_parts(example_inputs)[0], ignored)
 
 
 def plan_of(
