@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,36 @@ def plan(
     if isinstance(recipe, Reconstruction):
         if weights or min_keep:
             raise PlanError(f"{recipe} takes no weights and no min_keep, got {weights} and {min_keep}")
-        return planning.narrower(model, budget, recipe, example_inputs, statistics, ignored)
+        return _narrower(model, budget, recipe, example_inputs, statistics, ignored)
     wishes = planning.Wishes(weights or {}, min_keep)
     return planning.factored(model, budget, recipe, example_inputs, statistics, ignored, wishes, progress)
+
+
+def _narrower(
+    model: nn.Module,
+    budget: Budget,
+    recipe: Reconstruction,
+    example_inputs: Any,
+    statistics: calibrate.Statistics | None,
+    ignored: tuple[str, ...],
+) -> Plan:
+    """Plan the removal of neurons; of several splits with low rank the one whose outputs are nearest."""
+    if example_inputs is None:
+        raise PlanError(
+            "removing neurons needs example_inputs, to follow the channels and, without statistics, "
+            "to calibrate on"
+        )
+    if statistics is not None:
+        refine.check_statistics(model, statistics)
+    batches = calibrate.in_parts(example_inputs)
+    data = batches if statistics is None else statistics
+    plans = planning.narrower(model, budget, recipe, example_inputs, data, ignored)
+    if recipe.low_rank is None:
+        return plans[0]
+    fit: dict[str, Any] = {"batches": batches} if statistics is None else {"statistics": statistics}
+    errors = [measure.output_error(model, apply(model, made, **fit), batches) for made in plans]
+    splits = [replace(made.splits[0], output_error=error) for made, error in zip(plans, errors, strict=True)]
+    return replace(plans[errors.index(min(errors))], splits=tuple(splits))
 
 
 def apply(

@@ -22,7 +22,6 @@ from lrcompress.types import (
     PlanError,
     Recipe,
     Reconstruction,
-    Removal,
     Split,
     Tradeoff,
 )
@@ -39,6 +38,9 @@ class Wishes:
 
     weights: Mapping[str, float]
     min_keep: float | Mapping[str, float]
+
+
+NO_WISHES = Wishes({}, 0.0)
 
 
 def factored(
@@ -95,22 +97,19 @@ def narrower(
     budget: Budget,
     recipe: Reconstruction,
     example_inputs: Any,
-    statistics: calibrate.Statistics | None,
+    data: reconstruct.Data,
     ignored: tuple[str, ...],
-) -> Plan:
-    """Choose the neurons that go; see ``lrcompress.plan``."""
-    if example_inputs is None:
-        raise PlanError(
-            "removing neurons needs example_inputs, to follow the channels and, without statistics, "
-            "to calibrate on"
-        )
-    if statistics is not None:
-        refine.check_statistics(model, statistics)
-    data = calibrate.in_parts(example_inputs) if statistics is None else statistics
+) -> list[Plan]:
+    """Choose the neurons that go; where low rank competes with that, return a plan for every split.
+
+    Raises:
+        BudgetError: no split meets the budget.
+        PlanError: the errors of ``low_rank`` do not add up with those of removed neurons.
+    """
     if recipe.low_rank is None:
-        return reconstruct.planned(model, budget, recipe, example_inputs, data, ignored)
+        return [reconstruct.planned(model, budget, recipe, example_inputs, data, ignored)]
     _check_prices(recipe.low_rank)
-    return _best_split(model, budget, recipe, recipe.low_rank, example_inputs, data, ignored)
+    return _splits(model, budget, recipe, recipe.low_rank, example_inputs, data, ignored)
 
 
 def _check_prices(low_rank: Recipe) -> None:
@@ -120,7 +119,7 @@ def _check_prices(low_rank: Recipe) -> None:
         raise PlanError(f"low_rank must have the relative errors of activation_aware(), got {low_rank}")
 
 
-def _best_split(
+def _splits(
     model: nn.Module,
     budget: Budget,
     recipe: Reconstruction,
@@ -128,15 +127,14 @@ def _best_split(
     example_inputs: Any,
     data: reconstruct.Data,
     ignored: tuple[str, ...],
-) -> Plan:
-    """Remove neurons down to several sizes, factor what is left down to the budget; keep the least error."""
+) -> list[Plan]:
+    """Remove neurons down to several sizes, and factor what is left down to the budget."""
     first = calibrate.in_parts(example_inputs)[0]
     subject, wiring, paths = reconstruct.prepared(model, budget, recipe, example_inputs, data, ignored)
     known = data if isinstance(data, calibrate.Statistics) else refine.collect(model, data, ignore=ignored)
     total = subject.total(budget.cost)
     limit = budget.limit(total)
-    wishes, target = Wishes({}, 0.0), Budget(**{budget.cost: limit})
-    found: list[tuple[Split, list[Removal], Plan]] = []
+    found: list[Plan] = []
     refused = None
     for size in np.unique(np.geomspace(min(limit, total), total, recipe.splits).astype(int)):
         try:
@@ -145,17 +143,19 @@ def _best_split(
             step = OnTop(low_rank.local_step, reconstruct.shares_of(model, small, removals, paths.moments))
             left = removal.narrowed(known, small, model, removals)
             way = Recipe(low_rank.name, step, low_rank.global_step)
-            low = factored(small, target, way, first, left, ignored, wishes, None)
+            low = factored(small, Budget(**{budget.cost: limit}), way, first, left, ignored, NO_WISHES, None)
         except BudgetError as error:
             refused = error
             continue
-        assert low.objective is not None
-        found.append((Split(int(size) / total, low.objective), removals, low))
-    if not found:
-        assert refused is not None
+        plan = reconstruct.plan_of(subject, wiring, removals, budget, recipe, first, ignored)
+        found.append(_on_top(plan, low, int(size) / total))
+    if refused is not None and not found:
         raise refused
-    _, removals, low = min(found, key=lambda each: each[0].error)
-    plan = reconstruct.plan_of(subject, wiring, removals, budget, recipe, first, ignored)
+    return found
+
+
+def _on_top(plan: Plan, low: Plan, fraction: float) -> Plan:
+    """Return the plan of the removals with the choices for the layers that are left."""
     names = {item.name for item in plan.left_alone}
     more = tuple(item for item in low.left_alone if item.name not in names)
     return replace(
@@ -163,7 +163,7 @@ def _best_split(
         layers=low.layers,
         left_alone=plan.left_alone + more,
         objective=low.objective,
-        splits=tuple(split for split, _, _ in found),
+        splits=(Split(fraction, low.objective or 0.0),),
     )
 
 

@@ -388,8 +388,11 @@ def test_removal_competes_with_low_rank(make, budget, tmp_path):
     """The best of all splits, each alone among them; met to the parameter, with statistics and batches."""
     model, x = make()
     known = lrc.collect(model, [x])
-    plan = lrc.plan(model, budget, lrc.lnr(low_rank=LOW_RANK), statistics=known, example_inputs=x[:1])
-    assert plan.objective == min(split.error for split in plan.splits)
+    plan = lrc.plan(model, budget, lrc.lnr(low_rank=LOW_RANK), statistics=known, example_inputs=x)
+    taken = min(plan.splits, key=lambda split: split.output_error)
+    assert plan.objective == taken.error
+    fitted = lrc.apply(model, plan, statistics=known)
+    assert lrc.verify(model, fitted, x).output_error == pytest.approx(taken.output_error)
     assert plan.splits[-1].fraction == 1
     alone = lrc.plan(model, budget, LOW_RANK, statistics=known, example_inputs=x[:1])
     assert plan.splits[-1].error == pytest.approx(alone.objective, rel=1e-9)
@@ -402,7 +405,7 @@ def test_removal_competes_with_low_rank(make, budget, tmp_path):
     assert (plan.params_after if budget.params else plan.macs_after) <= limit
     assert lrc.Plan.from_json(plan.to_json()) == plan
     lrc.save(small, plan, tmp_path)
-    assert torch.equal(lrc.load(tmp_path, model)(x), small(x))
+    torch.testing.assert_close(lrc.load(tmp_path, model)(x), small(x), rtol=1e-12, atol=1e-12)
     assert all(f"removed down to {split.fraction:.3f}" in str(plan) for split in plan.splits)
 
 

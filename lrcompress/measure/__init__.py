@@ -3,11 +3,12 @@
 from lrcompress.measure.clock import Progress, device_name, seconds_of_layers, seconds_of_models
 from lrcompress.measure.options import timed_options
 from lrcompress.measure.tuning import tune
-from lrcompress.measure.verification import verify
+from lrcompress.measure.verification import output_error, verify
 
 __all__ = [
     "Progress",
     "device_name",
+    "output_error",
     "seconds_of_layers",
     "seconds_of_models",
     "timed_options",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,11 +45,10 @@ def verify(
     if shapes[0] != shapes[1]:
         raise PlanError(f"outputs must keep their shapes {shapes[0]}, got {shapes[1]}")
     difference = [b.double() - a.double() for a, b in zip(before, after, strict=True)]
-    change = sum(float(d.square().sum()) for d in difference)
     logits = before[0] if len(before) == 1 and before[0].ndim == 2 and before[0].shape[1] > 1 else None
     return Verification(
         samples=calibrate.samples_in(inputs),
-        output_error=_ratio(change, sum(float(y.double().square().sum()) for y in before)),
+        output_error=_ratio(*_squares(before, after)),
         max_difference=max((float(d.abs().max()) for d in difference if d.numel()), default=0.0),
         agreement=None if logits is None else float((logits.argmax(1) == after[0].argmax(1)).double().mean()),
         params_before=rewrite.count_params(model),
@@ -66,6 +66,27 @@ def verify(
             for name in pairs
         ),
     )
+
+
+def output_error(
+    model: nn.Module,
+    small: nn.Module,
+    batches: Iterable[Any],
+) -> float:
+    """Return ``sqrt(sum |y' - y|^2 / sum |y|^2)`` over all outputs y of the model and y' of the small one."""
+    change = size = 0.0
+    with calibrate.inference(model), calibrate.inference(small):
+        for batch in batches:
+            found = _squares(*(_outputs(calibrate.run(each, batch)) for each in (model, small)))
+            change, size = change + found[0], size + found[1]
+    return _ratio(change, size)
+
+
+def _squares(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
+    """Return the squares of the differences, and of what was there before, summed."""
+    pairs = list(zip(before, after, strict=True))
+    change = sum(float((b.double() - a.double()).square().sum()) for a, b in pairs)
+    return change, sum(float(a.double().square().sum()) for a, _ in pairs)
 
 
 def _outputs(outputs: Any) -> list[Tensor]:

@@ -144,10 +144,11 @@ def splits_sheet(plan: Plan) -> Sheet:
     rows = []
     for split in plan.splits:
         taken = "taken" if split.error == plan.objective else ""
-        rows.append((f"{split.fraction:.3f}", error_text(split.error), taken))
+        errors = error_text(split.error), error_text(split.output_error)
+        rows.append((f"{split.fraction:.3f}", *errors, taken))
     return Sheet(
-        title="Splits tried: size after the removal, then the objective after low rank",
-        columns=(Column("size"), Column("objective"), Column("", "words")),
+        title="Splits tried: size after the removal, and what low rank on top of it loses",
+        columns=(Column("size"), Column("objective"), Column("output error"), Column("", "words")),
         rows=tuple(rows),
     )
 

@@ -111,10 +111,11 @@ class Tradeoff:
 
 @dataclass(frozen=True)
 class Split:
-    """How small removed neurons alone made the network, and the objective once low rank had done the rest."""
+    """How small removed neurons alone made the network, and what is lost once low rank has done the rest."""
 
     fraction: float  # of the cost that the budget bounds; 1: no neuron went
-    error: float
+    error: float  # the objective: predicted, layer by layer
+    output_error: float = math.nan  # relative, of the model's outputs on the example inputs: measured
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Plan:
     sequential: bool = False  # weights behind removed channels are fitted to what the reduced layers give
     objective: float | None = None  # what the global step minimises, weighted errors combined; None: edited
     bound: float | None = None  # no choice within the budget has an objective below; None: not known
-    splits: tuple[Split, ...] = ()  # that were tried between removal and low rank; the least error was taken
+    splits: tuple[Split, ...] = ()  # tried between removal and low rank; the nearest outputs were taken
 
     def __post_init__(self) -> None:
         names = [entry.layer.name for entry in self.layers]
@@ -246,7 +247,8 @@ class Plan:
             for item in self.removals
         ]
         narrowed += [
-            f"removed down to {split.fraction:.3f}, then low rank: objective {split.error:.4g}"
+            f"removed down to {split.fraction:.3f}, then low rank: objective {split.error:.4g}, "
+            f"output error {split.output_error:.4f}"
             for split in self.splits
         ]
         rows = [f"{'layer':<{width}}  {'weight':<16} {'choice':<32} {'params':>18} {'error':>8}"]

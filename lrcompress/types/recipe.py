@@ -65,7 +65,8 @@ class Reconstruction:
     What the reduced layers give takes batches: with statistics alone ``top-down`` means ``parallel``.
     Without ``debias`` the weights are those of the group lasso, shrunk by its penalty.
     With ``low_rank`` the neurons go down to several sizes between the whole network and the budget, what is
-    left is factored by that recipe down to the budget, and the split of least sum of errors is taken.
+    left is factored by that recipe down to the budget, all are fitted and run on the example inputs, and the
+    one whose outputs are nearest is taken.
 
     Source: Robin and Jain, Linear Neural Reconstruction.
     """
