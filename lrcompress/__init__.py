@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from lrcompress import nn as nn
     from lrcompress import ops as ops
     from lrcompress.calibrate import CollectionInterrupted, Statistics, reestimate_batchnorm
-    from lrcompress.measure import tune
-    from lrcompress.pipeline import apply, compress, load, load_plan, plan, save, verify
+    from lrcompress.measure import tune, verify
+    from lrcompress.pipeline import apply, compress, load, load_plan, plan, save
     from lrcompress.presets import (
         activation_aware,
         alds,
@@ -85,14 +85,12 @@ __all__ = [
 
 # Resolved at first use, so that `lrcompress --help` does not wait for torch.
 _LAZY = {
-    **dict.fromkeys(
-        ("apply", "compress", "load", "load_plan", "plan", "save", "verify"), "lrcompress.pipeline"
-    ),
+    **dict.fromkeys(("apply", "compress", "load", "load_plan", "plan", "save"), "lrcompress.pipeline"),
     **dict.fromkeys(
         ("activation_aware", "alds", "kfac_svd", "lnr", "lrank", "pca", "svd", "svd_energy", "svd_llm"),
         "lrcompress.presets",
     ),
-    "tune": "lrcompress.measure",
+    **dict.fromkeys(("tune", "verify"), "lrcompress.measure"),
     **dict.fromkeys(("merge", "unfuse"), "lrcompress.rewrite"),
     "collect": "lrcompress.refine",
     **dict.fromkeys(("CollectionInterrupted", "Statistics", "reestimate_batchnorm"), "lrcompress.calibrate"),

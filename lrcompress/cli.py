@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,32 +12,34 @@ import typer
 import typer.core
 from rich.console import Console, RenderableType
 
-from lrcompress.types import Budget, CompressionError, Plan, Recipe
+from lrcompress.arguments import (
+    BytesOption,
+    ChainingKind,
+    ChainingOption,
+    DeviceOption,
+    ErrorKind,
+    ErrorOption,
+    IgnoreOption,
+    InputsOption,
+    JsonOption,
+    LatencyMsOption,
+    LatencyOption,
+    LowRankOption,
+    MacsOption,
+    ModelArgument,
+    ParamsOption,
+    Preset,
+    PresetOption,
+    ShapesOption,
+    WeightsOption,
+)
+from lrcompress.types import Budget, CompressionError, Plan, Recipe, Reconstruction
 
 if TYPE_CHECKING:
     from torch import nn
 
 PIPED_WIDTH = 160  # columns of a table that is not shown on a terminal
 EXCEEDED = 3  # exit code
-
-
-class Preset(str, Enum):
-    """The published methods."""
-
-    alds = "alds"
-    svd = "svd"
-    svd_energy = "svd_energy"
-    lrank = "lrank"
-
-
-class ErrorKind(str, Enum):
-    """The error that ALDS minimises."""
-
-    released = "released"
-    bound = "bound"
-    sum_bound = "sum_bound"
-    exact = "exact"
-    frobenius = "frobenius"
 
 
 class Commands(typer.core.TyperGroup):
@@ -66,63 +67,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 an error that you can mend, said on stderr; 2 wrong usage; "
     "3 verify found a larger error than --max-error.",
 )
-
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="package.module:factory, a Module or a function that returns one; looked up here too.",
-    ),
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(help="Weights of the model.", metavar="FILE.safetensors", exists=True, dir_okay=False),
-]
-DeviceOption = Annotated[str, typer.Option(help="Where the model and its inputs live, such as cuda.")]
-ShapesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input", metavar="1,3,32,32", help="Shape of a random example input; repeat for several arguments."
-    ),
-]
-InputsOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="A file that holds one tensor: the input.",
-        metavar="FILE.safetensors",
-        exists=True,
-        dir_okay=False,
-    ),
-]
-ParamsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="AMOUNT", help="Parameters to keep: a fraction with a dot (0.5), or a count (120000)."
-    ),
-]
-MacsOption = Annotated[
-    str | None,
-    typer.Option(metavar="AMOUNT", help="Multiply-accumulates to keep for one sample; needs an input."),
-]
-BytesOption = Annotated[
-    str | None, typer.Option("--bytes", metavar="AMOUNT", help="Bytes of the parameters to keep.")
-]
-LatencyOption = Annotated[
-    str | None,
-    typer.Option(metavar="FRACTION", help="Measured time of a forward to keep, such as 0.6; needs an input."),
-]
-LatencyMsOption = Annotated[
-    str | None, typer.Option(metavar="MS", help="Measured time of a forward in milliseconds; needs an input.")
-]
-PresetOption = Annotated[Preset, typer.Option(help="The method.")]
-ErrorOption = Annotated[
-    ErrorKind | None, typer.Option(help="The error that alds minimises; by default released.")
-]
-IgnoreOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="PATTERN", help="Layers to leave alone, such as 'head.*'; repeatable."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 
 
 def main() -> None:
@@ -177,6 +121,8 @@ def plan(
     latency_ms: LatencyMsOption = None,
     preset: PresetOption = Preset.alds,
     error: ErrorOption = None,
+    chaining: ChainingOption = None,
+    low_rank: LowRankOption = False,
     ignore: IgnoreOption = None,
     weights: WeightsOption = None,
     shapes: ShapesOption = None,
@@ -193,7 +139,7 @@ def plan(
 
     budget, recipe = (
         _budget(params=params, macs=macs, bytes=held, latency=latency, latency_ms=latency_ms),
-        _recipe(preset, error),
+        _recipe(preset, error, chaining, low_rank, inputs),
     )
     network = sources.load_model(model, weights, device)
     examples = sources.load_inputs(network, shapes, inputs, device)
@@ -223,6 +169,8 @@ def compress(
     ] = None,
     preset: PresetOption = Preset.alds,
     error: ErrorOption = None,
+    chaining: ChainingOption = None,
+    low_rank: LowRankOption = False,
     ignore: IgnoreOption = None,
     weights: WeightsOption = None,
     shapes: ShapesOption = None,
@@ -232,20 +180,24 @@ def compress(
     as_json: JsonOption = False,
 ) -> None:
     """Compress a model into a folder, from a budget or from a plan."""
-    from lrcompress import pipeline, sources
+    from lrcompress import calibrate, pipeline, sources
     from lrcompress.report import plan_table
 
-    if plan_file is not None and any((params, macs, held, latency, latency_ms, error, ignore)):
-        raise typer.BadParameter("a plan has its budget, error and ignored layers", param_hint="--plan")
+    chosen = (params, macs, held, latency, latency_ms, error, chaining, low_rank, ignore)
+    if plan_file is not None and any(chosen):
+        raise typer.BadParameter("a plan has its budget, method and ignored layers", param_hint="--plan")
     network = sources.load_model(model, weights, device)
+    examples = sources.load_inputs(network, shapes, inputs, device)
     if plan_file is not None:
         made = _read_plan(plan_file)
     else:
-        examples = sources.load_inputs(network, shapes, inputs, device)
         budget = _budget(params=params, macs=macs, bytes=held, latency=latency, latency_ms=latency_ms)
-        made = _make_plan(network, budget, _recipe(preset, error), examples, ignore)
+        made = _make_plan(
+            network, budget, _recipe(preset, error, chaining, low_rank, inputs), examples, ignore
+        )
     with sources.step("compressing"):
-        small = pipeline.apply(network, made)  # in a dry run too: it refuses what does not fit
+        batches = calibrate.in_parts(examples) if made.removals and inputs else None
+        small = pipeline.apply(network, made, batches=batches)  # in a dry run too: refuses what does not fit
     if not dry_run:
         pipeline.save(small, made, output)
     size = None if dry_run else sum(file.stat().st_size for file in output.iterdir())
@@ -274,7 +226,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare an artefact with the original model on the same inputs."""
-    from lrcompress import pipeline, sources
+    from lrcompress import measure, pipeline, sources
     from lrcompress.report import verification_table
 
     network = sources.load_model(model, weights, device)
@@ -282,7 +234,7 @@ def verify(
     if examples is None:
         raise typer.BadParameter("verifying needs --input or --inputs", param_hint="--input")
     with sources.step("verifying"):
-        found = pipeline.verify(network, pipeline.load(artefact, network, device=device), examples)
+        found = measure.verify(network, pipeline.load(artefact, network, device=device), examples)
     exceeded = max_error is not None and not found.output_error <= max_error  # nan exceeds every bound
     if as_json:
         _print_json({**found.to_dict(), "max_error": max_error, "exceeded": exceeded})
@@ -337,19 +289,34 @@ def _budget(**options: str | None) -> Budget:
         raise typer.BadParameter(str(error), param_hint=f"--{name.replace('_', '-')}") from None
 
 
-def _recipe(preset: Preset, error: ErrorKind | None) -> Recipe:
+def _recipe(
+    preset: Preset,
+    error: ErrorKind | None,
+    chaining: ChainingKind | None,
+    low_rank: bool,
+    inputs: Path | None,
+) -> Recipe | Reconstruction:
+    """Return the method that the options name."""
     from lrcompress import presets
 
-    if error is None:
-        chosen: Recipe = getattr(presets, preset.value)()
-        return chosen
-    if preset is not Preset.alds:
+    if error is not None and preset is not Preset.alds:
         raise typer.BadParameter(f"{preset.value} has an error of its own", param_hint="--error")
-    return presets.alds(error=error.value)
+    if preset is Preset.lnr:
+        if inputs is None:
+            raise typer.BadParameter("lnr calibrates on samples: give a file of them", param_hint="--inputs")
+        rest = presets.activation_aware() if low_rank else None
+        return presets.lnr(chaining.value, low_rank=rest) if chaining else presets.lnr(low_rank=rest)
+    if chaining or low_rank:
+        hint = "--chaining" if chaining else "--low-rank"
+        raise typer.BadParameter(f"{preset.value} removes no neurons", param_hint=hint)
+    if error is not None:
+        return presets.alds(error=error.value)
+    chosen: Recipe = getattr(presets, preset.value)()
+    return chosen
 
 
 def _make_plan(
-    network: nn.Module, budget: Budget, recipe: Recipe, inputs: Any, ignore: list[str] | None
+    network: nn.Module, budget: Budget, recipe: Recipe | Reconstruction, inputs: Any, ignore: list[str] | None
 ) -> Plan:
     from lrcompress import pipeline, sources
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrcompress import pipeline, presets
+from lrcompress import measure, pipeline, presets
 from lrcompress.calibrate import reestimate_batchnorm
 from lrcompress.report import Column, Sheet, scaled, write_html
 from lrcompress.types import Budget, CompressionError, Plan, Verification
@@ -261,7 +261,7 @@ def keep(dense: nn.Module, kept: Candidate, digits: Digits, path: Path) -> Verif
     with torch.no_grad():
         if not torch.equal(loaded(digits.test_images), kept.model(digits.test_images)):
             raise CompressionError(f"{path} gives other outputs than the model that was saved")
-    return pipeline.verify(dense, loaded, digits.test_images)
+    return measure.verify(dense, loaded, digits.test_images)
 
 
 def timed(rows: list[Row], models: list[nn.Module], images: Tensor) -> tuple[Row, ...]:

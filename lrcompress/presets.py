@@ -43,12 +43,20 @@ def lrank() -> Recipe:
     return Recipe("lrank", GroupedSVD("squared", groups=(1,)), WeightedSum())
 
 
-def lnr(chaining: Chaining = "bottom-up+top-down", debias: bool = True) -> Reconstruction:
+def lnr(
+    chaining: Chaining = "bottom-up+top-down",
+    debias: bool = True,
+    low_rank: Recipe | None = None,  # such as activation_aware(): competes with the removal for the budget
+) -> Reconstruction:
     """Return Linear Neural Reconstruction: group lasso removes neurons, least squares makes up for them.
+
+    With ``low_rank`` several splits of the budget between the two are fitted and run on the example inputs;
+    the nearest outputs win, ``plan.splits`` has them all. They are fitted to ``statistics`` where given: give
+    none, and all samples as example inputs, where ``apply`` will have batches.
 
     Source: Robin and Jain.
     """
-    return Reconstruction(chaining, debias)
+    return Reconstruction(chaining, debias, low_rank=low_rank)
 
 
 def activation_aware(

@@ -106,7 +106,7 @@ def without_statistics(
             warnings.warn(
                 f"layer {name!r}: {known.samples} samples cannot span its {side} input dimensions; "
                 "its errors are underestimated",
-                stacklevel=3,
+                stacklevel=4,
             )
     return left
 

@@ -297,3 +297,43 @@ def test_which_devices_a_build_serves(sm, archs, runs):
     build = {"cuda": True, "cuda_archs": archs.split(), "nvcc": "12.8", "compiler": "12", "openmp": True}
     missing = doctor._missing_for_gpu(build, "12.8", [{"name": "A device", "sm": sm}])
     assert missing == [] if runs else "install again" in missing[0]
+
+
+def test_neurons_go_with_samples_in_a_file(folder):
+    torch.manual_seed(7)
+    save_file({"samples": torch.randn(600, 4, 8, 8)}, "samples.safetensors")
+    samples, lnr = ("--inputs", "samples.safetensors"), ("--preset", "lnr")
+    found = json.loads(
+        run(
+            "compress", "toy:ready", *HALF, *lnr, *samples, "--chaining", "parallel", "-o", "out", "--json"
+        ).stdout
+    )
+    plan = pipeline.load_plan("out")
+    assert plan.recipe == "lnr: parallel, debiased"
+    assert plan.removals
+    assert found["params_after"] == plan.params_after <= 0.5 * plan.params
+    assert run("verify", "toy:ready", "--artefact", "out", *INPUT).exit_code == 0
+    assert "Channels removed" in run("plan", "toy:ready", *HALF, *lnr, *samples).stdout
+    shown = run("plan", "toy:ready", *HALF, *lnr, "--low-rank", *samples, "-o", "plan.json").stdout
+    assert "Splits tried" in shown
+    assert "taken" in shown
+    assert Plan.from_json((folder / "plan.json").read_text()).splits
+    run("report", "plan.json", "-o", "report.html")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Splits tried" in page
+    run("compress", "toy:ready", "--plan", "plan.json", *samples, "-o", "both")
+    assert pipeline.load_plan("both").splits
+    assert "needs batches or statistics" in refused(
+        "compress", "toy:ready", "--plan", "plan.json", "-o", "no"
+    )
+
+
+def test_options_of_lnr_are_for_lnr_and_take_samples(folder):
+    for options, said in (
+        (("--preset", "lnr"), "lnr calibrates on samples"),
+        (("--preset", "lnr", *INPUT), "lnr calibrates on samples"),
+        (("--low-rank",), "alds removes no neurons"),
+        (("--chaining", "parallel", "--preset", "svd"), "svd removes no neurons"),
+        (("--preset", "lnr", "--error", "bound"), "lnr has an error of its own"),
+    ):
+        assert said in run("plan", "toy:net", *HALF, *options, code=2).stderr

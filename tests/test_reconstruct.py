@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import lrcompress as lrc
-from lrcompress import allocate, calibrate, reconstruct, removal, rewrite
+from lrcompress import allocate, calibrate, planning, reconstruct, removal, rewrite
 from lrcompress.factorize import columns
+from lrcompress.subject import surveyed
 from lrcompress.types import Chaining, Removal
 
 CHAININGS = typing.get_args(Chaining)
@@ -47,6 +48,10 @@ def perceptron():
         nn.Flatten(), nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)
     )
     return model.double().eval(), torch.randn(200, 20, dtype=torch.float64)
+
+
+def subject(model, x):
+    return surveyed(model, (), x)
 
 
 def counted(model):
@@ -108,9 +113,8 @@ def test_neurons_that_others_can_replace_go_without_a_trace(chaining):
     x = torch.randn(300, 9, dtype=torch.float64)
     wiring = removal.trace(model, x)
     hidden = next(c for c in wiring.couplings if c.name == "0")
-    found = reconstruct.choose(
-        model, wiring, lrc.lnr(chaining), [x], {}, "params", counted(model), int(0.6 * counted(model))
-    )
+    paths = reconstruct.Paths.of(subject(model, x), wiring.couplings, lrc.lnr(chaining), [x], "params")
+    found = paths.chosen(int(0.6 * counted(model)))
     assert max(item.error for item in found) < 1e-6
     small = removal.removed(
         wide := reconstruct.reconstructed(model, [Removal(hidden, (1, 4, 6, 9, 11))], [x], False),
@@ -160,16 +164,9 @@ def test_bottom_up_gives_only_what_the_next_layer_keeps():
     x = torch.randn(400, 12, dtype=torch.float64)
     kept = {}
     for chaining in ("parallel", "bottom-up"):
-        found = reconstruct.choose(
-            model,
-            removal.trace(model, x),
-            lrc.lnr(chaining),
-            [x],
-            {},
-            "params",
-            counted(model),
-            counted(model) // 2,
-        )
+        couplings = removal.trace(model, x).couplings
+        paths = reconstruct.Paths.of(subject(model, x), couplings, lrc.lnr(chaining), [x], "params")
+        found = paths.chosen(counted(model) // 2)
         kept[chaining] = {item.coupling.name: item.kept for item in found}
     assert set(kept["bottom-up"]["0"]) <= {0, 1, 2, 3}
     assert set(kept["bottom-up"]["inputs of 0"]) <= set(range(6))
@@ -290,7 +287,7 @@ def test_what_cannot_be_done_is_said():
             ignore="0",
         )
     plan = lrc.plan(model, lrc.Budget(params=0.5), lrc.lnr(), example_inputs=x)
-    with pytest.raises(lrc.PlanError, match="needs batches"):
+    with pytest.raises(lrc.PlanError, match="needs batches or statistics"):
         lrc.apply(model, plan)
     with pytest.raises(lrc.CompressionError, match="at least one batch"):
         lrc.apply(model, plan, batches=[])
@@ -315,3 +312,154 @@ def test_models_stay_as_they_were():
     assert small.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert rewrite.survey(small)[0].keys() >= {"inner", "outer", "fc"}
+
+
+@pytest.mark.parametrize("make", [convolutional, perceptron])
+@pytest.mark.parametrize("chaining", CHAININGS)
+def test_statistics_alone_plan_and_fit(make, chaining, tmp_path):
+    """The inputs only trace; each layer is fitted by itself, as with batches where nothing is sequential."""
+    model, x = make()
+    known = lrc.collect(model, x.split(25))
+    plan = lrc.plan(model, lrc.Budget(params=0.5), lrc.lnr(chaining), statistics=known, example_inputs=x[:1])
+    small = lrc.apply(model, plan, statistics=known)
+    assert counted(small) == plan.params_after <= 0.5 * plan.params
+    lrc.save(small, plan, tmp_path / "out")
+    assert torch.equal(lrc.load(tmp_path / "out", model)(x), small(x))
+    alone = dataclasses.replace(plan, sequential=False)
+    torch.testing.assert_close(lrc.apply(model, alone, batches=[x])(x), small(x), rtol=1e-5, atol=1e-7)
+    if chaining != "top-down":  # which alone chooses on what the reduced layers give
+        same = lrc.plan(model, lrc.Budget(params=0.5), lrc.lnr(chaining), example_inputs=x)
+        assert [item.kept for item in same.removals] == [item.kept for item in plan.removals]
+
+
+def test_float32_statistics_of_constant_inputs_say_that_they_are_constant():
+    model, x = perceptron()
+    x[:, 3], x[:, 7] = 0.1, -0.42421296
+    known = lrc.collect(model.float(), x.float().split(7))
+    flat = known.layers["1"].covariance[0]
+    assert (flat[[3, 7]].abs() <= 1e-15).all()
+    assert (flat.diagonal() > 0.1).sum() == 18
+    plan = lrc.plan(model, lrc.Budget(params=0.6), lrc.lnr(), statistics=known, example_inputs=x[:1].float())
+    inputs = next(item for item in plan.removals if item.coupling.name == "inputs of 1")
+    assert not {3, 7} & set(inputs.kept)
+
+
+def test_statistics_of_the_narrower_network_are_its_own_where_nothing_was_lost():
+    """Channels that are always zero: what is left sees the same inputs."""
+    model, x = convolutional()
+    couplings = {c.name: c for c in removal.trace(model, x).couplings}
+    shared = next(c for c in couplings.values() if set(c.producers) == {"stem", "outer"})
+    for name in ("norm", "outer"):
+        module = model.get_submodule(name)
+        module.weight.data[[2, 5]], module.bias.data[[2, 5]] = 0, 0
+    model.depth.bias.data[[2, 5]] = 0
+    removals = [Removal(shared, (0, 1, 3, 4, 6, 7))]
+    small = removal.removed(model, removals)
+    found = removal.narrowed(lrc.collect(model, [x]), small, model, removals)
+    measured = lrc.collect(small, [x])
+    assert found.fingerprint == measured.fingerprint
+    assert found.layers.keys() == measured.layers.keys()
+    for name, known in measured.layers.items():
+        torch.testing.assert_close(found.layers[name].autocorrelation, known.autocorrelation)
+        torch.testing.assert_close(found.layers[name].mean, known.mean)
+        assert found.layers[name].samples == known.samples
+
+
+def test_statistics_that_do_not_cover_the_model():
+    model, x = perceptron()
+    known = lrc.collect(model, [x], ignore="3")
+    plan = lrc.plan(model, lrc.Budget(params=0.7), lrc.lnr(), statistics=known, example_inputs=x[:1])
+    assert {item.coupling.name for item in plan.removals} <= {"3", "inputs of 1"}
+    assert any("no statistics of '3'" in item.reason for item in plan.left_alone)
+    full = lrc.collect(model, [x])
+    plan = lrc.plan(model, lrc.Budget(params=0.3), lrc.lnr(), statistics=full, example_inputs=x[:1])
+    with pytest.raises(lrc.PlanError, match="must hold layer '3'"):
+        lrc.apply(model, plan, statistics=known)
+    other = perceptron()[0]
+    with pytest.raises(lrc.PlanError, match="statistics must be of this model"):
+        lrc.plan(other, lrc.Budget(params=0.7), lrc.lnr(), statistics=full, example_inputs=x)
+    with pytest.raises(lrc.PlanError, match="statistics must be of this model"):
+        lrc.apply(other, plan, statistics=full)
+
+
+def test_compress_in_one_call():
+    model, x = perceptron()
+    small, plan = lrc.compress(model, lrc.Budget(params=0.5), lrc.lnr(), batches=x.split(50))
+    assert counted(small) == plan.params_after <= 0.5 * plan.params
+
+
+LOW_RANK = lrc.activation_aware()
+
+
+@pytest.mark.parametrize("make", [convolutional, perceptron])
+@pytest.mark.parametrize("budget", [lrc.Budget(params=0.4), lrc.Budget(macs=0.4)], ids=str)
+def test_removal_competes_with_low_rank(make, budget, tmp_path):
+    """The best of all splits, each alone among them; met to the parameter, with statistics and batches."""
+    model, x = make()
+    known = lrc.collect(model, [x])
+    plan = lrc.plan(model, budget, lrc.lnr(low_rank=LOW_RANK), statistics=known, example_inputs=x)
+    taken = min(plan.splits, key=lambda split: split.output_error)
+    assert plan.objective == taken.error
+    fitted = lrc.apply(model, plan, statistics=known)
+    assert lrc.verify(model, fitted, x).output_error == pytest.approx(taken.output_error)
+    assert plan.splits[-1].fraction == 1
+    alone = lrc.plan(model, budget, LOW_RANK, statistics=known, example_inputs=x[:1])
+    assert plan.splits[-1].error == pytest.approx(alone.objective, rel=1e-9)
+    for fit in ({"statistics": known}, {"batches": x.split(20)}):
+        small = lrc.apply(model, plan, **fit)
+        check = lrc.verify(model, small, x)
+        assert (check.params_after, check.macs_after) == (plan.params_after, plan.macs_after)
+        assert counted(small) == plan.params_after
+    limit = budget.limit(plan.params if budget.params else plan.macs)
+    assert (plan.params_after if budget.params else plan.macs_after) <= limit
+    assert lrc.Plan.from_json(plan.to_json()) == plan
+    lrc.save(small, plan, tmp_path)
+    torch.testing.assert_close(lrc.load(tmp_path, model)(x), small(x), rtol=1e-12, atol=1e-12)
+    assert all(f"removed down to {split.fraction:.3f}" in str(plan) for split in plan.splits)
+
+
+def test_errors_on_top_of_removal_are_those_of_the_original_outputs():
+    """Each layer's error is the share of its outputs' variance that the applied layer loses on its inputs."""
+    model, x = perceptron()
+    for layer, rank in ((model[1], 4), (model[3], 3)):
+        layer.weight.data = torch.randn(len(layer.weight), rank).double() @ torch.randn(
+            rank, layer.in_features
+        ).double() + 0.1 * torch.randn_like(layer.weight)
+    model[5].weight.data[:, 6:] *= 0.05
+    known = lrc.collect(model, [x])
+    recipe = dataclasses.replace(lrc.lnr("bottom-up", low_rank=LOW_RANK), splits=4)
+    plans = planning.narrower(model, lrc.Budget(params=0.3), recipe, x[:1], known, ())
+    plan = next(p for p in plans if p.removals and any(entry.choice.config for entry in p))
+    small = lrc.apply(model, plan, statistics=known, refinement=lrc.Refinement(sweeps=0))
+    kept = {item.coupling.name: list(item.kept) for item in plan.removals}
+    rows = {"1": kept.get("1"), "3": kept.get("3"), "5": None}
+    columns_of = {"1": kept.get("inputs of 1"), "3": kept.get("1"), "5": kept.get("3")}
+    for name in ("1", "3", "5"):
+        inputs = model[: int(name)](x).detach()
+        wanted = model[int(name)](inputs).detach()[:, rows[name] or slice(None)]
+        own = next(entry for entry in plan if entry.layer.name.split(".")[0] == name)
+        layer = small.get_submodule(own.layer.name)
+        given = layer(inputs[:, columns_of[name] or slice(None)]).detach()
+        lost = float((wanted - given).var(0, correction=0).sum() / wanted.var(0, correction=0).sum())
+        assert own.choice.error == pytest.approx(lost, rel=1e-3, abs=1e-6)
+
+
+def test_low_rank_must_be_priced_as_removal_is():
+    model, x = perceptron()
+    for recipe in (lrc.alds(), lrc.pca(), lrc.svd_llm()):
+        with pytest.raises(lrc.PlanError, match="relative errors of activation_aware"):
+            lrc.plan(model, lrc.Budget(params=0.5), lrc.lnr(low_rank=recipe), example_inputs=x)
+    with pytest.raises(lrc.BudgetError, match="allows 10 params, the least possible is 112"):
+        lrc.plan(model, lrc.Budget(params=10), lrc.lnr(low_rank=LOW_RANK), example_inputs=x)
+    with pytest.raises(lrc.PlanError, match="splits must be at least 2"):
+        dataclasses.replace(lrc.lnr(), splits=1)
+
+
+def test_split_without_statistics_calibrates_on_the_inputs():
+    model, x = perceptron()
+    plan = lrc.plan(model, lrc.Budget(params=0.4), lrc.lnr("top-down", low_rank=LOW_RANK), example_inputs=x)
+    known = lrc.collect(model, [x])
+    parallel = lrc.lnr("parallel", low_rank=LOW_RANK)
+    same = lrc.plan(model, lrc.Budget(params=0.4), parallel, statistics=known, example_inputs=x[:1])
+    assert plan.splits[-1].error == pytest.approx(same.splits[-1].error, rel=1e-6)
+    assert counted(lrc.apply(model, plan, batches=[x])) == plan.params_after

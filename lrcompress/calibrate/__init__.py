@@ -4,7 +4,8 @@ from lrcompress.calibrate.batchnorm import reestimate_batchnorm, shift_mean
 from lrcompress.calibrate.cost import count_macs, observe_calls
 from lrcompress.calibrate.cross import Moments, cross_moments, grouped_moments, in_order_of_calls
 from lrcompress.calibrate.follow import Behind, what_follows
-from lrcompress.calibrate.run import inference, observed, run, samples_in
+from lrcompress.calibrate.own import own_moments
+from lrcompress.calibrate.run import in_parts, inference, observed, run, samples_in
 from lrcompress.calibrate.statistics import CollectionInterrupted, Statistics, collect_layers, fingerprint
 
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "fingerprint",
     "grouped_moments",
     "in_order_of_calls",
+    "in_parts",
     "inference",
     "observe_calls",
     "observed",
+    "own_moments",
     "reestimate_batchnorm",
     "run",
     "samples_in",

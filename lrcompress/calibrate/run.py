@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from lrcompress.types import PlanError
 
+_AT_ONCE = 500  # samples in one forward
+
 
 def run(
     model: nn.Module,
@@ -22,6 +24,11 @@ def run(
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def in_parts(inputs: Any) -> list[Any]:
+    """Cut inputs into batches, when they are one tensor."""
+    return list(inputs.split(_AT_ONCE)) if isinstance(inputs, Tensor) else [inputs]
 
 
 def samples_in(inputs: Any) -> int:

@@ -29,6 +29,10 @@ Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Loss = Callable[[Any], Tensor]  # a model's outputs -> scalar
 _FORMAT = "2"
 
+# Units in the last place by which E[x^2] may be wrong: products are added up in runs of 4096, and the errors
+# of a run grow with the root of its length.
+_ROUNDING = 32
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -287,7 +291,7 @@ class _Sums:
         """Return the averages of the layers that ran."""
         return {
             name: LayerStatistics(
-                (total.products / total.count).cpu(),
+                _settled(total, self.layers[name].weight.dtype),
                 (total.sums / total.count).cpu(),
                 total.count,
                 (self.gradients[name].products[0] / total.count).cpu() if name in self.gradients else None,
@@ -296,6 +300,16 @@ class _Sums:
             for name, total in self.inputs.items()
             if total.count
         }
+
+
+def _settled(total: ops.Autocorrelation, dtype: torch.dtype) -> Tensor:  # [conv_groups, d, d]
+    """Return E[x x^T] with exactly E[x] E[x]^T for inputs whose variance is lost in rounding: constants."""
+    products, means = total.products / total.count, total.sums / total.count
+    power = products.diagonal(dim1=1, dim2=2)
+    rounding = _ROUNDING * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    constant = power - means.square() <= rounding * power
+    fixed = constant[:, :, None] | constant[:, None, :]
+    return torch.where(fixed, means[:, :, None] * means[:, None, :], products).cpu()
 
 
 def _one_batch(

@@ -3,5 +3,15 @@
 from lrcompress.measure.clock import Progress, device_name, seconds_of_layers, seconds_of_models
 from lrcompress.measure.options import timed_options
 from lrcompress.measure.tuning import tune
+from lrcompress.measure.verification import output_error, verify
 
-__all__ = ["Progress", "device_name", "seconds_of_layers", "seconds_of_models", "timed_options", "tune"]
+__all__ = [
+    "Progress",
+    "device_name",
+    "output_error",
+    "seconds_of_layers",
+    "seconds_of_models",
+    "timed_options",
+    "tune",
+    "verify",
+]

@@ -12,9 +12,9 @@ from lrcompress.report.sheet import (
     Sheet,
     checks_sheet,
     choice_text,
+    extra_sheets,
     kept,
     layers_sheet,
-    left_alone_sheet,
     plan_facts,
     verification_facts,
 )
@@ -67,7 +67,7 @@ def write_html(
         _size_plot(plan),
         _tradeoff_plot(plan),
         _table(layers_sheet(plan)),
-        _table(left_alone_sheet(plan)),
+        *map(_table, extra_sheets(plan)),
     ]
     if verification is not None:
         parts.append(_table(checks_sheet(verification)))

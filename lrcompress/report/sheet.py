@@ -122,6 +122,43 @@ def layers_sheet(plan: Plan) -> Sheet:
     )
 
 
+def removals_sheet(plan: Plan) -> Sheet:
+    """Tabulate the channels that go, and what the layers that read them lose."""
+    rows = []
+    for item in plan.removals:
+        readers = ", ".join(slot.name for slot in item.coupling.consumers)
+        counts = str(item.coupling.channels), str(len(item.kept))
+        rows.append((item.coupling.name, readers, *counts, error_text(item.error)))
+    return Sheet(
+        title="Channels removed, before the layers below are factored",
+        columns=(
+            *(Column("made by", "words"), Column("read by", "words")),
+            *(Column("channels"), Column("after"), Column("error")),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def splits_sheet(plan: Plan) -> Sheet:
+    """Tabulate the splits of the budget between removal and low rank."""
+    rows = []
+    for split in plan.splits:
+        taken = "taken" if split.error == plan.objective else ""
+        errors = error_text(split.error), error_text(split.output_error)
+        rows.append((f"{split.fraction:.3f}", *errors, taken))
+    return Sheet(
+        title="Splits tried: size after the removal, and what low rank on top of it loses",
+        columns=(Column("size"), Column("objective"), Column("output error"), Column("", "words")),
+        rows=tuple(rows),
+    )
+
+
+def extra_sheets(plan: Plan) -> tuple[Sheet, ...]:
+    """Return the sheets of which a plan has rows, other than the layers."""
+    sheets = (splits_sheet(plan), removals_sheet(plan), left_alone_sheet(plan))
+    return tuple(sheet for sheet in sheets if sheet.rows)
+
+
 def left_alone_sheet(plan: Plan) -> Sheet:
     """Tabulate the modules that keep their weights, and why."""
     return Sheet(

@@ -11,8 +11,8 @@ from lrcompress.report.sheet import (
     Facts,
     Sheet,
     checks_sheet,
+    extra_sheets,
     layers_sheet,
-    left_alone_sheet,
     plan_facts,
     verification_facts,
 )
@@ -20,11 +20,9 @@ from lrcompress.types import Plan, Verification
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """Draw a plan: summary, one row a layer with a total, and the modules left alone."""
-    parts = [facts_table(plan_facts(plan)), sheet_table(layers_sheet(plan))]
-    if plan.left_alone:
-        parts.append(sheet_table(left_alone_sheet(plan)))
-    return Group(*parts)
+    """Draw a plan: summary, one row a layer with a total, what goes, and the modules left alone."""
+    sheets = (layers_sheet(plan), *extra_sheets(plan))
+    return Group(facts_table(plan_facts(plan)), *map(sheet_table, sheets))
 
 
 def verification_table(verification: Verification) -> RenderableType:

@@ -16,7 +16,7 @@ from lrcompress.types.coupling import Removal
 from lrcompress.types.errors import BudgetError, CompressionError, PlanError
 from lrcompress.types.layer import Layer, LowRank, Option
 
-PLAN_FORMAT = 3  # raised whenever plans written before could no longer be read
+PLAN_FORMAT = 4  # raised whenever plans written before could no longer be read
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,15 @@ class Tradeoff:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How small removed neurons alone made the network, and what is lost once low rank has done the rest."""
+
+    fraction: float  # of the cost that the budget bounds; 1: no neuron went
+    error: float  # the objective: predicted, layer by layer
+    output_error: float = math.nan  # relative, of the model's outputs on the example inputs: measured
+
+
+@dataclass(frozen=True)
 class Plan:
     """What becomes of each layer; ``edit`` and ``keep_dense`` return changed copies."""
 
@@ -127,6 +136,7 @@ class Plan:
     sequential: bool = False  # weights behind removed channels are fitted to what the reduced layers give
     objective: float | None = None  # what the global step minimises, weighted errors combined; None: edited
     bound: float | None = None  # no choice within the budget has an objective below; None: not known
+    splits: tuple[Split, ...] = ()  # tried between removal and low rank; the nearest outputs were taken
 
     def __post_init__(self) -> None:
         names = [entry.layer.name for entry in self.layers]
@@ -235,6 +245,11 @@ class Plan:
             f"removed from {item.coupling.name}: {item.coupling.channels} -> {len(item.kept)} channels, "
             f"error {item.error:.4f}"
             for item in self.removals
+        ]
+        narrowed += [
+            f"removed down to {split.fraction:.3f}, then low rank: objective {split.error:.4g}, "
+            f"output error {split.output_error:.4f}"
+            for split in self.splits
         ]
         rows = [f"{'layer':<{width}}  {'weight':<16} {'choice':<32} {'params':>18} {'error':>8}"]
         rows[0] += f" {'ms':>16}" if self.latency else ""

@@ -67,7 +67,11 @@ class Reconstruction:
     sees what the reduced layers before it give. ``bottom-up``: from the last layer back, each has to give
     only the outputs that the next one keeps. ``bottom-up+top-down``: supports from the one, weights from the
     other.
+    What the reduced layers give takes batches: with statistics alone ``top-down`` means ``parallel``.
     Without ``debias`` the weights are those of the group lasso, shrunk by its penalty.
+    With ``low_rank`` the neurons go down to several sizes between the whole network and the budget, what is
+    left is factored by that recipe down to the budget, all are fitted and run on the example inputs, and the
+    one whose outputs are nearest is taken.
 
     Source: Robin and Jain, Linear Neural Reconstruction.
     """
@@ -76,6 +80,8 @@ class Reconstruction:
     debias: bool = True
     penalties: int = 24  # along each layer's path, geometric
     smallest: float = 1e-3  # the last penalty over the first
+    low_rank: Recipe | None = None  # whose errors are shares of the outputs' variance
+    splits: int = 6  # sizes that are tried, all neurons and low rank alone among them
 
     def __post_init__(self) -> None:
         if self.chaining not in typing.get_args(Chaining):
@@ -85,6 +91,8 @@ class Reconstruction:
                 f"a path needs at least 2 penalties down to a share in (0, 1), got {self.penalties} "
                 f"and {self.smallest}"
             )
+        if self.splits < 2:
+            raise PlanError(f"splits must be at least 2, for either alone, got {self.splits}")
 
     @property
     def sequential(self) -> bool:
@@ -92,7 +100,8 @@ class Reconstruction:
         return self.chaining.endswith("top-down")
 
     def __str__(self) -> str:
-        return f"lnr: {self.chaining}, {'debiased' if self.debias else 'not debiased'}"
+        own = f"lnr: {self.chaining}, {'debiased' if self.debias else 'not debiased'}"
+        return own if self.low_rank is None else f"{own}, with {self.low_rank}"
 
 
 @dataclass(frozen=True)
