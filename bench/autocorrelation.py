@@ -90,7 +90,11 @@ def interior(x: Tensor, layer: Layer) -> Tensor:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """How far resident memory rises while it runs, when all that is freed goes back to the system."""
+    """How far resident memory rises in a second call, when all that is freed goes back to the system.
+
+    The first one brings code and tables to memory, which later ones share.
+    """
+    run()
     libc = ctypes.CDLL(None)
     libc.mallopt(MMAP_THRESHOLD, 1 << 16)
     libc.malloc_trim(0)

@@ -1,51 +1,26 @@
 #include "ops/autocorrelation.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "cpu/patch_panels.h"
 #include "cpu/simd.h"
 
-// The channels of a group are packed in panels, pixel after pixel: [panel][image][pixel][channel of the
-// panel]. A task multiplies two panels at one distance: it lists the pixels of a cell, a run at a time, and
-// adds up the outer products of a pixel's channels with those of the pixel at that distance, so that a strip
-// along the border costs what its pixels cost. Blocks of the result are collected for some pairs of panels,
-// and then added row by row: entries of one block are as far apart as there are kernel positions.
+// A task multiplies two panels at one distance: it lists the pixels of a cell, a run at a time, and adds up
+// the outer products of a pixel's channels with those of the pixel at that distance, so that a strip along
+// the border costs what its pixels cost. The products of a pair of panels are collected for as many distances
+// as there is room for; then each row of the result is added at once, and its mirror image with it: entries
+// of one product are as far apart there as there are kernel positions.
 
 namespace lrc {
 namespace {
 
-template <class T> struct Lanes;
-template <> struct Lanes<float> {
-    typedef float Vector __attribute__((vector_size(32), may_alias));
-};
-template <> struct Lanes<double> {
-    typedef double Vector __attribute__((vector_size(32), may_alias));
-};
+using namespace patches;
 
-constexpr std::int64_t kRows = 4;     // of the kernel: with kVectors columns half of the registers of AVX2,
-constexpr std::int64_t kVectors = 2;  // and as many independent sums as two units with four cycles need
-template <class T> constexpr std::int64_t kWidth = 32 / sizeof(T);
-template <class T> constexpr std::int64_t kPanel = kVectors * kWidth<T>;
-template <class T> constexpr std::int64_t kTile = kPanel<T> * kPanel<T>;
-template <class T> constexpr std::int64_t kBlock = kTile<T> + 8;  // blocks: one entry of all, on many sets
-constexpr std::int64_t kBlocksSize = 1 << 17;                     // doubles of blocks collected at once
-
-constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-struct Free {
-    void operator()(void* p) const { std::free(p); }
-};
-template <class T> using Buffer = std::unique_ptr<T, Free>;
-
-template <class T> Buffer<T> make_buffer(std::int64_t size) {
-    void* p = std::aligned_alloc(64, divide_up(size * sizeof(T), 64) * 64);
-    if (p == nullptr) throw std::bad_alloc();
-    return Buffer<T>(static_cast<T*>(p));
-}
+constexpr std::int64_t kLeastRows = kFewRows;  // of a strip
+constexpr std::int64_t kBundle = 8;  // rows of the result added at once: a cache line of its mirror image
+constexpr std::int64_t kLeastRoom = 1 << 15, kMostRoom = 1 << 17;  // doubles of collected products
 
 // What all tasks share.
 template <class T> struct Packed {
@@ -54,86 +29,39 @@ template <class T> struct Packed {
     std::int64_t panels;          // of a group
     std::int64_t panel_size;      // entries
     const std::int64_t* windows;  // [area, area]: where u <= v stands in args.windows
+    std::int64_t rows;            // channels of a strip
+    std::int64_t tile;            // entries of a cell's product: [rows, kPanel]
 };
 
-// One panel of one image; channels that do not exist become zeros.
-template <class T>
-LRC_INLINE void pack_image(const AutocorrelationArgs<T>& args, std::int64_t group, std::int64_t channel,
-                           std::int64_t image, T* to) {
-    const std::int64_t* strides = args.strides;
-    const T* from = args.x + image * strides[0] + group * strides[1] + channel * strides[2];
-    const std::int64_t width = std::min(kPanel<T>, args.channels - channel);
-    for (std::int64_t z = 0; z < args.sizes[0]; ++z) {
-        for (std::int64_t y = 0; y < args.sizes[1]; ++y) {
-            const T* row = from + z * strides[3] + y * strides[4];
-            for (std::int64_t x = 0; x < args.sizes[2]; ++x, to += kPanel<T>) {
-                const T* pixel = row + x * strides[5];
-                for (std::int64_t i = 0; i < width; ++i) to[i] = pixel[i * strides[2]];
-                for (std::int64_t i = width; i < kPanel<T>; ++i) to[i] = 0;
-            }
-        }
+// Some channels of one panel by all of another, or of the same one.
+struct Strip {
+    std::int64_t group;
+    std::int64_t left;   // panel of the rows
+    std::int64_t right;  // panel of the columns, not before the other
+    std::int64_t first;  // of the rows in their panel
+    std::int64_t count;  // rows that exist
+};
+
+// Neighbouring offsets whose products are collected together. A strip's are [2, cells, tile]: forward, then
+// backward.
+struct Round {
+    const PatchOffset* first;
+    const PatchOffset* end;
+    std::int64_t cells() const { return (end - 1)->end_cell - first->first_cell; }
+    bool has(std::int64_t window) const {
+        return window >= first->first_window && window < (end - 1)->end_window;
     }
+};
+
+// Functions of their own, or the registers of their loops are spilled.
+LRC_MULTIVERSION void multiply_run(std::int64_t rows, const float* a, const float* b, const std::int64_t* at,
+                                   std::int64_t count, double* sums) {
+    multiply_rows(rows, a, b, at, count, sums);
 }
 
-// Lists the pixels of a cell in all images, a run at a time.
-class Runs {
-  public:
-    template <class T>
-    LRC_INLINE Runs(const AutocorrelationArgs<T>& args, const PatchCell& cell)
-        : step_(args.step), sizes_(args.sizes), cell_(cell), batch_(args.batch) {}
-
-    // Fills at[0, kPatchRun) with entries of a panel; returns how many.
-    template <std::int64_t kScale> LRC_INLINE std::int64_t next(std::int64_t* at) {
-        std::int64_t filled = 0;
-        while (filled < kPatchRun && image_ < batch_) {
-            const std::int64_t z = cell_.start[0] + z_ * step_[0];
-            const std::int64_t y = cell_.start[1] + y_ * step_[1];
-            const std::int64_t x = cell_.start[2] + x_ * step_[2];
-            const std::int64_t first = ((image_ * sizes_[0] + z) * sizes_[1] + y) * sizes_[2] + x;
-            const std::int64_t count = std::min(kPatchRun - filled, cell_.count[2] - x_);
-            for (std::int64_t i = 0; i < count; ++i) at[filled + i] = (first + i * step_[2]) * kScale;
-            filled += count;
-            x_ += count;
-            if (x_ < cell_.count[2]) continue;
-            x_ = 0;
-            if (++y_ < cell_.count[1]) continue;
-            y_ = 0;
-            if (++z_ < cell_.count[0]) continue;
-            z_ = 0;
-            ++image_;
-        }
-        return filled;
-    }
-
-  private:
-    const std::int64_t* step_;
-    const std::int64_t* sizes_;
-    const PatchCell& cell_;
-    std::int64_t batch_;
-    std::int64_t image_ = 0, z_ = 0, y_ = 0, x_ = 0;
-};
-
-// sums[kRows, kPanel] += the outer products of kRows channels from `a` with a panel from `b`, over a run.
-template <class T>
-LRC_INLINE void multiply(const T* a, const T* b, const std::int64_t* at, std::int64_t count, double* sums) {
-    using Vector = typename Lanes<T>::Vector;
-    Vector run[kRows][kVectors];
-    LRC_UNROLL
-    for (std::int64_t i = 0; i < kRows; ++i) {
-        LRC_UNROLL
-        for (std::int64_t v = 0; v < kVectors; ++v) run[i][v] = Vector{};
-    }
-    for (std::int64_t k = 0; k < count; ++k) {
-        const T* left = a + at[k];
-        const Vector* right = reinterpret_cast<const Vector*>(b + at[k]);
-        LRC_UNROLL
-        for (std::int64_t i = 0; i < kRows; ++i) {
-            LRC_UNROLL
-            for (std::int64_t v = 0; v < kVectors; ++v) run[i][v] += left[i] * right[v];
-        }
-    }
-    const T* from = reinterpret_cast<const T*>(run);
-    for (std::int64_t i = 0; i < kRows * kPanel<T>; ++i) sums[i] += from[i];
+LRC_MULTIVERSION void multiply_run(std::int64_t rows, const double* a, const double* b,
+                                   const std::int64_t* at, std::int64_t count, double* sums) {
+    multiply_rows(rows, a, b, at, count, sums);
 }
 
 // sums[kPanel] += the channels of the pixels of a cell.
@@ -154,79 +82,45 @@ LRC_INLINE void add_pixels(const Packed<T>& packed, const T* panel, const PatchC
     }
 }
 
-// Two panels of one group and the distance at which they are multiplied.
-struct Task {
-    std::int64_t group;
-    std::int64_t rows;     // panel of x[q]
-    std::int64_t columns;  // panel of x[q + distance]
-    const PatchOffset* offset;
-};
-
+// Of each cell: forward, the strip's rows at x[q] by its columns at x[q + distance]; backward, unless null,
+// the rows at x[q + distance] by the columns at x[q].
 template <class T>
-LRC_INLINE void multiply_cells(const Packed<T>& packed, const Task& task, double* tiles) {
-    const AutocorrelationArgs<T>& args = packed.args;
-    const PatchOffset& offset = *task.offset;
-    const std::int64_t shift =
-        (offset.distance[0] * args.sizes[1] + offset.distance[1]) * args.sizes[2] + offset.distance[2];
-    const T* group = packed.pixels + task.group * packed.panels * packed.panel_size;
-    const T* a = group + task.rows * packed.panel_size;
-    const T* b = group + task.columns * packed.panel_size + shift * kPanel<T>;
-    const std::int64_t rows = std::min(kPanel<T>, args.channels - task.rows * kPanel<T>);
+LRC_INLINE void multiply_cells(const Packed<T>& packed, const Strip& strip, const PatchOffset& offset,
+                               double* forward, double* backward) {
+    const std::int64_t* sizes = packed.args.sizes;
+    const std::int64_t* distance = offset.distance;
+    const std::int64_t shift = ((distance[0] * sizes[1] + distance[1]) * sizes[2] + distance[2]) * kPanel<T>;
+    const T* group = packed.pixels + strip.group * packed.panels * packed.panel_size;
+    const T* a = group + strip.left * packed.panel_size + strip.first;
+    const T* b = group + strip.right * packed.panel_size;
     std::int64_t at[kPatchRun];
-    for (std::int64_t cell = offset.first_cell; cell < offset.end_cell; ++cell, tiles += kTile<T>) {
-        std::fill_n(tiles, kTile<T>, 0.0);
-        Runs runs(args, args.cells[cell]);
+    for (std::int64_t cell = offset.first_cell; cell < offset.end_cell; ++cell) {
+        std::fill_n(forward, packed.tile, 0.0);
+        if (backward) std::fill_n(backward, packed.tile, 0.0);
+        Runs runs(packed.args, packed.args.cells[cell]);
         while (const std::int64_t count = runs.template next<kPanel<T>>(at)) {
-            for (std::int64_t i = 0; i < rows; i += kRows)
-                multiply(a + i, b, at, count, tiles + i * kPanel<T>);
+            multiply_run(strip.count, a, b + shift, at, count, forward);
+            if (backward) multiply_run(strip.count, a + shift, b, at, count, backward);
         }
+        forward += packed.tile;
+        if (backward) backward += packed.tile;
     }
 }
 
-// Adds row `index` of the pair's blocks to the result, and row `index` of their transposes across the
-// diagonal.
+// The sums of patches of the panel on the diagonal.
 template <class T>
-LRC_INLINE void add_rows(const Packed<T>& packed, const Task& pair, const double* blocks,
-                         std::int64_t index) {
+LRC_INLINE void add_sums(const Packed<T>& packed, const Strip& strip, const PatchOffset& offset,
+                         double* cells) {  // [cells of the offset, kPanel]
     const AutocorrelationArgs<T>& args = packed.args;
-    const std::int64_t area = args.area, side = args.channels * area;
-    const std::int64_t row = pair.rows * kPanel<T>, column = pair.columns * kPanel<T>;
-    const std::int64_t rows = std::min(kPanel<T>, args.channels - row);
-    const std::int64_t columns = std::min(kPanel<T>, args.channels - column);
-    double* out = args.products + pair.group * side * side;
-    // Of u == v, both panels' pairs have the same block; the one on the diagonal is its own transpose.
-    const std::int64_t above = row > column, below = row >= column;
-    for (std::int64_t u = 0; u < area && index < rows; ++u) {
-        double* to = out + ((row + index) * area + u) * side + column * area;
-        const std::int64_t* windows = packed.windows + u * area;
-        for (std::int64_t j = 0; j < columns; ++j) {
-            const double* from = blocks + index * kPanel<T> + j;
-            for (std::int64_t v = u + above; v < area; ++v) to[j * area + v] += from[windows[v] * kBlock<T>];
-        }
-    }
-    for (std::int64_t v = 0; v < area && index < columns; ++v) {
-        double* to = out + ((column + index) * area + v) * side + row * area;
-        const std::int64_t* windows = packed.windows + v;
-        for (std::int64_t i = 0; i < rows; ++i) {
-            const double* from = blocks + i * kPanel<T> + index;
-            for (std::int64_t u = 0; u <= v - below; ++u)
-                to[i * area + u] += from[windows[u * area] * kBlock<T>];
-        }
-    }
-}
-
-template <class T> LRC_INLINE void add_sums(const Packed<T>& packed, const Task& task, double* cells) {
-    const AutocorrelationArgs<T>& args = packed.args;
-    const PatchOffset& offset = *task.offset;
-    const T* panel = packed.pixels + (task.group * packed.panels + task.rows) * packed.panel_size;
+    const T* panel = packed.pixels + (strip.group * packed.panels + strip.left) * packed.panel_size;
     for (std::int64_t cell = offset.first_cell; cell < offset.end_cell; ++cell) {
         double* to = cells + (cell - offset.first_cell) * kPanel<T>;
         std::fill_n(to, kPanel<T>, 0.0);
         add_pixels(packed, panel, args.cells[cell], to);
     }
-    const std::int64_t channel = task.rows * kPanel<T>;
+    const std::int64_t channel = strip.left * kPanel<T>;
     const std::int64_t width = std::min(kPanel<T>, args.channels - channel);
-    double* sums = args.sums + (task.group * args.channels + channel) * args.area;
+    double* sums = args.sums + (strip.group * args.channels + channel) * args.area;
     for (std::int64_t w = offset.first_window; w < offset.end_window; ++w) {
         const PatchWindow& window = args.windows[w];
         for (std::int64_t part = window.first_part; part < window.end_part; ++part) {
@@ -237,85 +131,168 @@ template <class T> LRC_INLINE void add_sums(const Packed<T>& packed, const Task&
 }
 
 template <class T>
-LRC_INLINE void run_task(const Packed<T>& packed, const Task& task, double* tiles, double* blocks) {
-    const AutocorrelationArgs<T>& args = packed.args;
-    const PatchOffset& offset = *task.offset;
+LRC_INLINE void collect_offset(const Packed<T>& packed, const Round& round, const Strip& strip,
+                               const PatchOffset& offset, double* tiles) {
     const std::int64_t* distance = offset.distance;
-    if (distance[0] == 0 && distance[1] == 0 && distance[2] == 0) {
-        if (task.rows > task.columns) return;  // the transpose of another task's
-        if (task.rows == task.columns) add_sums(packed, task, tiles);
+    const bool zero = distance[0] == 0 && distance[1] == 0 && distance[2] == 0;
+    const bool diagonal = strip.left == strip.right;
+    double* forward = tiles + (offset.first_cell - round.first->first_cell) * packed.tile;
+    double* backward = forward + round.cells() * packed.tile;
+    if (zero && diagonal && strip.first == 0) add_sums(packed, strip, offset, forward);
+    multiply_cells(packed, strip, offset, forward, zero || diagonal ? nullptr : backward);
+}
+
+// row[j, v] = what the round has of entry (i, u), (j, v) of the result, from v on.
+template <class T>
+LRC_INLINE void make_row(const Packed<T>& packed, const Round& round, const double* tiles, std::int64_t i,
+                         std::int64_t u, std::int64_t v, double* row) {
+    constexpr std::int64_t kVecs = kPanel<T> / kLanes;
+    const AutocorrelationArgs<T>& args = packed.args;
+    const double* forward = tiles + i * kPanel<T> - round.first->first_cell * packed.tile;
+    const double* backward = forward + round.cells() * packed.tile;
+    for (; v < args.area; ++v) {
+        Vec sums[kVecs] = {};
+        const std::int64_t index = packed.windows[std::min(u, v) * args.area + std::max(u, v)];
+        if (round.has(index)) {
+            const PatchWindow& window = args.windows[index];
+            for (std::int64_t part = window.first_part; part < window.end_part; ++part) {
+                const double* from = (u <= v ? forward : backward) + args.parts[part] * packed.tile;
+                LRC_UNROLL
+                for (std::int64_t k = 0; k < kVecs; ++k) sums[k] += load(from + k * kLanes);
+            }
+        }
+        const double* from = reinterpret_cast<const double*>(sums);
+        for (std::int64_t j = 0; j < kPanel<T>; ++j) row[j * args.area + v] = from[j];
     }
-    multiply_cells(packed, task, tiles);
-    for (std::int64_t w = offset.first_window; w < offset.end_window; ++w) {
-        const PatchWindow& window = args.windows[w];
-        double* block = blocks + w * kBlock<T>;
-        std::fill_n(block, kTile<T>, 0.0);
-        for (std::int64_t part = window.first_part; part < window.end_part; ++part) {
-            const double* from = tiles + (args.parts[part] - offset.first_cell) * kTile<T>;
-            for (std::int64_t i = 0; i < kTile<T>; ++i) block[i] += from[i];
+}
+
+// Adds kBundle rows of a strip, from row `first` on, to the result, and their mirror image. Of a panel by
+// itself only u <= v is made: the other half is the mirror image.
+template <class T>
+LRC_INLINE void add_bundle(const Packed<T>& packed, const Round& round, const Strip& strip,
+                           const double* tiles, std::int64_t first,
+                           double* rows) {  // [kBundle, kPanel * area]
+    const AutocorrelationArgs<T>& args = packed.args;
+    const std::int64_t area = args.area, side = args.channels * area, stride = kPanel<T> * area;
+    const std::int64_t channel = strip.right * kPanel<T>;
+    const std::int64_t columns = area * std::min(kPanel<T>, args.channels - channel);
+    const std::int64_t count = std::min(kBundle, strip.count * area - first);
+    const std::int64_t row = (strip.left * kPanel<T> + strip.first) * area + first, column = channel * area;
+    double* out = args.products + strip.group * side * side;
+    for (std::int64_t r = 0; r < count; ++r) {
+        const std::int64_t i = (first + r) / area, u = (first + r) % area;
+        double* from = rows + r * stride;
+        double* to = out + (row + r) * side + column;
+        if (strip.left != strip.right) {
+            make_row(packed, round, tiles, i, u, 0, from);
+            for (std::int64_t k = 0; k < columns; ++k) to[k] += from[k];
+            continue;
+        }
+        make_row(packed, round, tiles, i, u, u, from);
+        for (std::int64_t j = 0; j < columns; j += area) {
+            for (std::int64_t v = j + u; v < j + area; ++v) to[v] += from[v];
+            for (std::int64_t v = j + u + 1; v < j + area; ++v) out[(column + v) * side + row + r] += from[v];
         }
     }
+    if (strip.left == strip.right) return;
+    for (std::int64_t k = 0; k < columns; ++k) {
+        double* to = out + (column + k) * side + row;
+        for (std::int64_t r = 0; r < count; ++r) to[r] += rows[r * stride + k];
+    }
 }
 
-LRC_MULTIVERSION void run(const Packed<float>& packed, const Task& task, double* tiles, double* blocks) {
-    run_task(packed, task, tiles, blocks);
+LRC_MULTIVERSION void collect(const Packed<float>& packed, const Round& round, const Strip& strip,
+                              const PatchOffset& offset, double* tiles) {
+    collect_offset(packed, round, strip, offset, tiles);
 }
 
-LRC_MULTIVERSION void run(const Packed<double>& packed, const Task& task, double* tiles, double* blocks) {
-    run_task(packed, task, tiles, blocks);
+LRC_MULTIVERSION void collect(const Packed<double>& packed, const Round& round, const Strip& strip,
+                              const PatchOffset& offset, double* tiles) {
+    collect_offset(packed, round, strip, offset, tiles);
 }
 
-template <class T> Buffer<T> pack(const AutocorrelationArgs<T>& args, std::int64_t panels) {
-    const std::int64_t size = args.sizes[0] * args.sizes[1] * args.sizes[2] * kPanel<T>;
-    const std::int64_t images = args.groups * panels * args.batch;
-    Buffer<T> pixels = make_buffer<T>(images * size);
-    parallel_for(args.threads, images, [&](int, std::int64_t index) noexcept {
-        const std::int64_t panel = index / args.batch;
-        pack_image(args, panel / panels, panel % panels * kPanel<T>, index % args.batch,
-                   pixels.get() + index * size);
-    });
-    return pixels;
+LRC_MULTIVERSION void add(const Packed<float>& packed, const Round& round, const Strip& strip,
+                          const double* tiles, std::int64_t first, double* rows) {
+    add_bundle(packed, round, strip, tiles, first, rows);
+}
+
+LRC_MULTIVERSION void add(const Packed<double>& packed, const Round& round, const Strip& strip,
+                          const double* tiles, std::int64_t first, double* rows) {
+    add_bundle(packed, round, strip, tiles, first, rows);
+}
+
+// Strips of all pairs of panels, those of one pair one after another.
+template <class T> std::vector<Strip> list_strips(const Packed<T>& packed) {
+    std::vector<Strip> strips;
+    for (std::int64_t group = 0; group < packed.args.groups; ++group) {
+        for (std::int64_t left = 0; left < packed.panels; ++left) {
+            const std::int64_t rows = std::min(kPanel<T>, packed.args.channels - left * kPanel<T>);
+            for (std::int64_t right = left; right < packed.panels; ++right) {
+                for (std::int64_t first = 0; first < rows; first += packed.rows)
+                    strips.push_back({group, left, right, first, std::min(packed.rows, rows - first)});
+            }
+        }
+    }
+    return strips;
+}
+
+// Collects and adds all offsets of some strips, as many offsets at a time as there is room for, at least one.
+template <class T>
+void add_strips(const Packed<T>& packed, const Strip* strips, std::int64_t count, std::int64_t room,
+                const Buffer<double>& tiles, const std::vector<Buffer<double>>& rows) {
+    const AutocorrelationArgs<T>& args = packed.args;
+    const PatchOffset* last = args.offsets + args.offset_count;
+    const std::int64_t bundles = divide_up(packed.rows * args.area, kBundle);
+    for (Round round{args.offsets, args.offsets}; round.end < last; round.first = round.end) {
+        do ++round.end;
+        while (round.end < last &&
+               2 * count * packed.tile * (round.end->end_cell - round.first->first_cell) <= room);
+        const std::int64_t size = 2 * packed.tile * round.cells(), offsets = round.end - round.first;
+        parallel_for(args.threads, count * offsets, [&](int, std::int64_t index) noexcept {
+            const std::int64_t strip = index / offsets;
+            collect(packed, round, strips[strip], round.first[index % offsets], tiles.get() + strip * size);
+        });
+        parallel_for(args.threads, count * bundles, [&](int worker, std::int64_t index) noexcept {
+            const std::int64_t strip = index / bundles, first = index % bundles * kBundle;
+            if (first < strips[strip].count * args.area)
+                add(packed, round, strips[strip], tiles.get() + strip * size, first, rows[worker].get());
+        });
+    }
 }
 
 }  // namespace
 
 template <class T> void autocorrelation(Cpu, const AutocorrelationArgs<T>& args) {
     const std::int64_t panels = divide_up(args.channels, kPanel<T>);
-    const Buffer<T> pixels = pack(args, panels);
-    std::int64_t most_cells = 0, window_count = 0;
+    const std::int64_t pixels_count = args.batch * args.sizes[0] * args.sizes[1] * args.sizes[2];
     std::vector<std::int64_t> windows(args.area * args.area);
+    std::int64_t cells = 0, most_cells = 0;
     for (std::int64_t o = 0; o < args.offset_count; ++o) {
         const PatchOffset& offset = args.offsets[o];
+        cells += offset.end_cell - offset.first_cell;
         most_cells = std::max(most_cells, offset.end_cell - offset.first_cell);
-        window_count = std::max(window_count, offset.end_window);
         for (std::int64_t w = offset.first_window; w < offset.end_window; ++w)
             windows[args.windows[w].u * args.area + args.windows[w].v] = w;
     }
-    const std::int64_t panel_size = args.batch * args.sizes[0] * args.sizes[1] * args.sizes[2] * kPanel<T>;
-    const Packed<T> packed{args, pixels.get(), panels, panel_size, windows.data()};
-    const std::int64_t pairs = args.groups * panels * panels;
-    const std::int64_t blocks_size = window_count * kBlock<T>;
-    const std::int64_t at_once = std::clamp<std::int64_t>(kBlocksSize / blocks_size, 1, pairs);
-    const Buffer<double> blocks = make_buffer<double>(at_once * blocks_size);
-    std::vector<Buffer<double>> tiles;
-    for (int worker = 0; worker < worker_count(args.threads, at_once * args.offset_count); ++worker)
-        tiles.push_back(make_buffer<double>(most_cells * kTile<T>));
-    const auto task = [&](std::int64_t pair, const PatchOffset* offset) {
-        return Task{pair / (panels * panels), pair / panels % panels, pair % panels, offset};
-    };
-    for (std::int64_t first = 0; first < pairs; first += at_once) {
-        const std::int64_t count = std::min(at_once, pairs - first);
-        parallel_for(args.threads, count * args.offset_count, [&](int worker, std::int64_t index) noexcept {
-            const std::int64_t pair = index / args.offset_count;
-            const PatchOffset* offset = args.offsets + index % args.offset_count;
-            run(packed, task(first + pair, offset), tiles[worker].get(), blocks.get() + pair * blocks_size);
-        });
-        parallel_for(args.threads, count * kPanel<T>, [&](int, std::int64_t index) noexcept {
-            const std::int64_t pair = index / kPanel<T>;
-            add_rows(packed, task(first + pair, nullptr), blocks.get() + pair * blocks_size,
-                     index % kPanel<T>);
-        });
-    }
+    // Half of what the images take, so that small images with large kernels need little memory.
+    const std::int64_t images = pixels_count * args.groups * args.channels * sizeof(T);
+    const std::int64_t room = std::clamp<std::int64_t>(images / 2 / sizeof(double), kLeastRoom, kMostRoom);
+    std::int64_t rows = kPanel<T>;
+    while (rows > kLeastRows && 2 * cells * rows * kPanel<T> > room) rows /= 2;
+    const std::int64_t tile = rows * kPanel<T>;
+    const Buffer<T> pixels = pack(args, panels);
+    const Packed<T> packed{args, pixels.get(), panels, pixels_count * kPanel<T>, windows.data(), rows, tile};
+    const std::vector<Strip> strips = list_strips(packed);
+    const auto all = static_cast<std::int64_t>(strips.size());
+    const std::int64_t at_once = std::clamp<std::int64_t>(room / (2 * cells * tile), 1, all);
+    const Buffer<double> tiles =
+        make_buffer<double>(2 * tile * std::max(most_cells, std::min(at_once * cells, room / (2 * tile))));
+    std::vector<Buffer<double>> bundles;
+    const std::int64_t bundle_count = at_once * divide_up(rows * args.area, kBundle);
+    for (int worker = 0; worker < worker_count(args.threads, bundle_count); ++worker)
+        bundles.push_back(make_buffer<double>(kBundle * kPanel<T> * args.area));
+    for (std::int64_t first = 0; first < all; first += at_once)
+        add_strips(packed, &strips[first], std::min(at_once, all - first), room, tiles, bundles);
 }
 
 template void autocorrelation(Cpu, const AutocorrelationArgs<float>&);

@@ -25,7 +25,8 @@ struct PatchWindow {
 
 // Kernel positions at one distance, whose windows are unions of the same cells:
 //     P(cell) = sum over images and q in the cell of x[q] x[q + distance]^T, [channels, channels] a group
-// Both pixels are inside the image. The distance is zero only for u == v, for every u.
+// Both pixels are inside the image. Cells and windows begin where those of the offset before end. The
+// distance is zero only for u == v, for every u.
 struct PatchOffset {
     std::int64_t distance[3];  // pixels; its first entry that is not zero is positive
     std::int64_t first_cell;

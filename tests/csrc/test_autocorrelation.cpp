@@ -134,9 +134,10 @@ template <class T> void run_case(const Shape& shape, bool channels_last, int thr
 }  // namespace
 
 int main() {
-    const Shape shapes[] = {{1, 1, 1, 1, 1, 1, 1, 0},  {2, 1, 3, 5, 4, 3, 1, 1},   {3, 2, 17, 4, 5, 3, 2, 1},
-                            {1, 1, 33, 3, 3, 2, 1, 0}, {2, 3, 8, 7, 6, 3, 1, 2},   {1, 1, 2, 1, 401, 1, 1, 0},
-                            {1, 1, 16, 2, 2, 3, 1, 3}, {1, 1, 40, 20, 20, 1, 1, 0}};
+    const Shape shapes[] = {
+        {1, 1, 1, 1, 1, 1, 1, 0},  {2, 1, 3, 5, 4, 3, 1, 1},    {3, 2, 17, 4, 5, 3, 2, 1},
+        {1, 1, 33, 3, 3, 2, 1, 0}, {2, 3, 8, 7, 6, 3, 1, 2},    {1, 1, 2, 1, 401, 1, 1, 0},
+        {1, 1, 16, 2, 2, 3, 1, 3}, {1, 1, 40, 20, 20, 1, 1, 0}, {1, 1, 5, 8, 7, 7, 1, 3}};
     for (const Shape& shape : shapes) {
         for (const int threads : {1, 3}) {
             run_case<float>(shape, false, threads);
