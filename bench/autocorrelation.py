@@ -90,11 +90,7 @@ def interior(x: Tensor, layer: Layer) -> Tensor:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """How far resident memory rises in a second call, when all that is freed goes back to the system.
-
-    The first one brings code and tables to memory, which later ones share.
-    """
-    run()
+    """How far resident memory rises while it runs, when all that is freed goes back to the system."""
     libc = ctypes.CDLL(None)
     libc.mallopt(MMAP_THRESHOLD, 1 << 16)
     libc.malloc_trim(0)
@@ -121,7 +117,7 @@ def measure(layer: Layer, repeats: int) -> list[dict[str, Any]]:
     methods: dict[str, Callable[[], Any]] = {
         EXACT: lambda: stored(x, layer, double),
         STORED: lambda: stored(x, layer, single),
-        "K^2 weight gradients": lambda: by_positions(x, layer, single.zero_()),
+        "K^2 weight gradients": lambda: by_positions(x, layer, single),
         BORDERLESS: lambda: interior(x, layer),
         OURS: lambda: ops.autocorrelation(x, *geometry, into=into),
     }
@@ -131,6 +127,9 @@ def measure(layer: Layer, repeats: int) -> list[dict[str, Any]]:
     errors: dict[str, float | None] = {}
     exact = double
     for method, run in methods.items():
+        run()  # brings code and tables to memory, which later calls share
+        for tensor in (single, double, into.products):
+            tensor.zero_()
         extra[method] = peak_bytes(run)
         found = {OURS: into.products[0], EXACT: double}.get(method, single)
         if method == EXACT:
