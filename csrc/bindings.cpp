@@ -68,12 +68,14 @@ void bind_gram(const TensorView& problems, const TensorView& out, std::int64_t t
     throw std::invalid_argument("expected matrices of 32-bit or 64-bit floats");
 }
 
+using Sizes = std::array<std::int64_t, 6>;
+using Tables = std::array<TensorView, 4>;
+
 // The images come by address, as they have more axes than a TensorView, and the tables as one row an item.
 template <class T>
-void call_autocorrelation(std::uintptr_t x, const std::array<std::int64_t, 6>& shape,
-                          const std::array<std::int64_t, 6>& strides, const std::array<std::int64_t, 3>& step,
-                          const std::array<TensorView, 4>& tables, const TensorView& products,
-                          const TensorView& sums, int threads) {
+AutocorrelationArgs<T> autocorrelation_args(std::uintptr_t x, const Sizes& shape, const Sizes& strides,
+                                            const std::array<std::int64_t, 3>& step, const Tables& tables,
+                                            const TensorView& products) {
     static_assert(sizeof(PatchOffset) == 7 * sizeof(std::int64_t));
     static_assert(sizeof(PatchCell) == 6 * sizeof(std::int64_t));
     static_assert(sizeof(PatchWindow) == 4 * sizeof(std::int64_t));
@@ -85,34 +87,67 @@ void call_autocorrelation(std::uintptr_t x, const std::array<std::int64_t, 6>& s
         .sizes = {shape[3], shape[4], shape[5]},
         .strides = {},
         .step = {step[0], step[1], step[2]},
-        .area = shape[2] == 0 ? 0 : sums.shape[1] / shape[2],
+        .area = shape[2] == 0 ? 0 : products.shape[1] / shape[2],
         .offsets = reinterpret_cast<const PatchOffset*>(tables[0].as<const std::int64_t>()),
         .offset_count = tables[0].shape[0],
         .cells = reinterpret_cast<const PatchCell*>(tables[1].as<const std::int64_t>()),
         .windows = reinterpret_cast<const PatchWindow*>(tables[2].as<const std::int64_t>()),
         .parts = tables[3].as<const std::int64_t>(),
         .products = products.as<double>(),
-        .sums = sums.as<double>(),
-        .threads = threads};
+        .sums = nullptr,
+        .threads = 1};
     std::copy(strides.begin(), strides.end(), args.strides);
-    dispatch(products, [&](auto device) {
-        if constexpr (std::is_same_v<decltype(device), Cpu>) {
-            autocorrelation(device, args);
-        } else {
-            throw std::invalid_argument("autocorrelation runs on CPU tensors only");
-        }
-    });
+    return args;
 }
 
-void bind_autocorrelation(std::uintptr_t x, int bits, const std::array<std::int64_t, 6>& shape,
-                          const std::array<std::int64_t, 6>& strides, const std::array<std::int64_t, 3>& step,
-                          const std::array<TensorView, 4>& tables, const TensorView& products,
-                          const TensorView& sums, int threads) {
-    if (bits == 32)
-        return call_autocorrelation<float>(x, shape, strides, step, tables, products, sums, threads);
-    if (bits == 64)
-        return call_autocorrelation<double>(x, shape, strides, step, tables, products, sums, threads);
+void bind_autocorrelation(std::uintptr_t x, int bits, const Sizes& shape, const Sizes& strides,
+                          const std::array<std::int64_t, 3>& step, const Tables& tables,
+                          const TensorView& products, const TensorView& sums, int threads) {
+    const auto call = [&]<class T>(AutocorrelationArgs<T> args) {
+        args.sums = sums.as<double>();
+        args.threads = threads;
+        dispatch(products, [&](auto device) {
+            if constexpr (std::is_same_v<decltype(device), Cpu>) {
+                autocorrelation(device, args);
+            } else {
+                throw std::invalid_argument("on CUDA, autocorrelation is added round by round");
+            }
+        });
+    };
+    if (bits == 32) return call(autocorrelation_args<float>(x, shape, strides, step, tables, products));
+    if (bits == 64) return call(autocorrelation_args<double>(x, shape, strides, step, tables, products));
     throw std::invalid_argument("expected images of 32-bit or 64-bit floats");
+}
+
+// First and end of the cells, then of the windows.
+using Ranges = std::array<std::int64_t, 4>;
+
+void bind_autocorrelation_round(std::uintptr_t x, const std::string& dtype, const Sizes& shape,
+                                const Sizes& strides, const std::array<std::int64_t, 3>& step,
+                                const Tables& tables, const TensorView& products, const Ranges& round,
+                                std::int64_t splits, const TensorView& workspace) {
+    const PatchRound patches{.first_cell = round[0],
+                             .end_cell = round[1],
+                             .first_window = round[2],
+                             .end_window = round[3],
+                             .splits = splits,
+                             .workspace = workspace.as<double>()};
+    const auto call = [&]<class T>(const AutocorrelationArgs<T>& args) {
+        dispatch(products, [&](auto device) {
+            if constexpr (std::is_same_v<decltype(device), Cuda>) {
+                autocorrelation(device, args, patches);
+            } else {
+                throw std::invalid_argument("on the CPU, autocorrelation has no rounds");
+            }
+        });
+    };
+    if (dtype == "float32")
+        return call(autocorrelation_args<float>(x, shape, strides, step, tables, products));
+    if (dtype == "bfloat16")
+        return call(autocorrelation_args<Bfloat16>(x, shape, strides, step, tables, products));
+    if (dtype == "float16")
+        return call(autocorrelation_args<Half>(x, shape, strides, step, tables, products));
+    throw std::invalid_argument("expected float32, bfloat16 or float16, got " + dtype);
 }
 
 // Both axes' stride, padding and dilation come as pairs.
@@ -249,6 +284,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("autocorrelation", &lrc::bind_autocorrelation, py::arg("x"), py::arg("bits"), py::arg("shape"),
           py::arg("strides"), py::arg("step"), py::arg("tables"), py::arg("products"), py::arg("sums"),
           py::arg("threads"));
+    m.def("autocorrelation_round", &lrc::bind_autocorrelation_round, py::arg("x"), py::arg("dtype"),
+          py::arg("shape"), py::arg("strides"), py::arg("step"), py::arg("tables"), py::arg("products"),
+          py::arg("round"), py::arg("splits"), py::arg("workspace"));
     m.def("gram_tiles", &lrc::gram_tiles, py::arg("side"));
     m.def("gram", &lrc::bind_gram, py::arg("problems"), py::arg("out"), py::arg("tiles"), py::arg("bits"),
           py::arg("threads"));

@@ -25,6 +25,18 @@ def autocorrelation(
     sums: Tensor,
     threads: int,
 ) -> None: ...
+def autocorrelation_round(
+    x: int,
+    dtype: str,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    step: Sequence[int],
+    tables: Sequence[Tensor],
+    products: Tensor,
+    round: Sequence[int],
+    splits: int,
+    workspace: Tensor,
+) -> None: ...
 def gram_tiles(side: int) -> int: ...
 def gram(problems: Tensor, out: Tensor, tiles: int, bits: int, threads: int) -> None: ...
 def group_lasso(

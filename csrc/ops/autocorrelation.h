@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "device.h"
+#include "math/floats.h"
 
 namespace lrc {
 
@@ -61,5 +62,20 @@ inline constexpr std::int64_t kPatchRun = 192;
 
 // For T = float and double.
 template <class T> void autocorrelation(Cpu device, const AutocorrelationArgs<T>& args);
+
+// What the CUDA twin adds at once: the windows of neighbouring offsets, and their cells.
+struct PatchRound {
+    std::int64_t first_cell;
+    std::int64_t end_cell;
+    std::int64_t first_window;
+    std::int64_t end_window;
+    std::int64_t splits;  // shares of the pixels of a cell, added in ascending order
+    double* workspace;    // [splits, cells, groups, channels, channels]
+};
+
+// The products of one round; not the sums. The tables lie on the device. For T = float, Bfloat16 and Half:
+// the products of two T are exact to 2^-24 of themselves, and added in float32 over at most kPatchRun pixels.
+template <class T>
+void autocorrelation(Cuda device, const AutocorrelationArgs<T>& args, const PatchRound& round);
 
 }  // namespace lrc

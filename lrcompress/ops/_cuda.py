@@ -1,5 +1,7 @@
 """Where the CUDA kernels of the factored layers run, and with which tile."""
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor
 
@@ -11,12 +13,13 @@ _CAPABILITY = (8, 0)  # the least: bfloat16 on tensor cores, copies past the reg
 _PLAIN_SHARED_BYTES = 48 << 10  # what every block has, where torch does not tell
 
 
-def has_kernels(tensor: Tensor) -> bool:
+def has_kernels(tensor: Tensor, dtypes: Container[torch.dtype] = _DTYPES) -> bool:
     """Say whether there is code for the device and the dtype of a CUDA tensor.
 
-    float32 has none: the library's products keep to ``torch.backends``, which says whether TF32 may be used.
+    Factored layers have none for float32: the library's products keep to ``torch.backends``, which says
+    whether TF32 may be used.
     """
-    known = _HAS_CUDA and tensor.is_cuda and tensor.dtype in _DTYPES
+    known = _HAS_CUDA and tensor.is_cuda and tensor.dtype in dtypes
     return known and torch.cuda.get_device_capability(tensor.device) >= _CAPABILITY
 
 

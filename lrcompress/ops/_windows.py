@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Triple = tuple[int, int, int]
+_LEAST_SHARE = 1 << 10  # pixels for whose sum a block is worth its while
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,13 @@ def offsets(axes: tuple[Axis, Axis, Axis]) -> Iterator[Offset]:
 
 
 @lru_cache(maxsize=256)
-def tables(axes: tuple[Axis, Axis, Axis]) -> list[Tensor]:
+def centre(axes: tuple[Axis, Axis, Axis]) -> list[Offset]:
+    """Return the offsets of distance zero: their windows are those of single kernel positions."""
+    return [offset for offset in offsets(axes) if offset.distance == (0, 0, 0)]
+
+
+@lru_cache(maxsize=256)
+def tables(axes: tuple[Axis, Axis, Axis], device: torch.device) -> list[Tensor]:
     """Write all offsets, cells, windows and parts as the kernel's int64 tables, one row an item.
 
     A model calls for the same few again and again, and those of large kernels take milliseconds.
@@ -123,4 +130,39 @@ def tables(axes: tuple[Axis, Axis, Axis]) -> list[Tensor]:
             parts += (first[0] + i for i in inside)
         cell_rows += ((*cell.start, *cell.count) for cell in offset.cells)
         offset_rows.append((*offset.distance, first[0], len(cell_rows), first[1], len(window_rows)))
-    return [torch.tensor(rows, dtype=torch.int64) for rows in (offset_rows, cell_rows, window_rows, parts)]
+    rows = (offset_rows, cell_rows, window_rows, parts)
+    return [torch.tensor(table, dtype=torch.int64, device=device) for table in rows]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How the CUDA kernel cuts its work: in rounds whose cells' products fit a workspace."""
+
+    splits: int  # shares of a cell's pixels, each with products of its own
+    ranges: list[tuple[int, int, int, int]]  # first and end of the cells, then of the windows, of a round
+    cells: int  # of the largest round
+
+
+def rounds(
+    axes: tuple[Axis, Axis, Axis],
+    pixels: int,  # of all images
+    products: int,  # of one cell, all groups: entries of 8 bytes
+    blocks: int,  # of one cell
+    wanted: int,  # blocks, so that the device is busy
+    room: int,  # bytes, exceeded only where a single offset needs more
+) -> Rounds:
+    """Choose how many shares there are, and which neighbouring offsets go together."""
+    table: list[list[int]] = tables(axes, torch.device("cpu"))[0].tolist()
+    most = max(end - first for *_, first, end, _, _ in table)
+    splits = min(
+        wanted // (blocks * len(table)), pixels // _LEAST_SHARE, room // (8 * products * max(1, most))
+    )
+    splits = max(1, splits)
+    limit = room // (8 * products * splits)
+    ranges: list[tuple[int, int, int, int]] = []
+    for *_, first, end, first_window, end_window in table:
+        if ranges and end - ranges[-1][0] <= limit:
+            ranges[-1] = (ranges[-1][0], end, ranges[-1][2], end_window)
+        else:
+            ranges.append((first, end, first_window, end_window))
+    return Rounds(splits, ranges, max(end - first for first, end, _, _ in ranges))

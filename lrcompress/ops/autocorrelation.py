@@ -9,12 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrcompress import _C
-from lrcompress.ops._windows import Axis, Cell, Offset, Triple, offsets, tables
+from lrcompress.ops._cuda import has_kernels
+from lrcompress.ops._windows import Axis, Cell, Offset, Triple, centre, offsets, rounds, tables
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 # A call takes so many images at a time that their copies stay below the size of its input, or below this.
 _COPY_BYTES = 1 << 20
 _RUN = 1 << 12  # products that the composition adds up in float32
+_CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CUDA_TILE = 64  # channels of either side of a block of the CUDA kernel
+_CUDA_WAVES = 4  # blocks for each multiprocessor
 
 
 class Autocorrelation(NamedTuple):
@@ -82,6 +86,10 @@ def _add(
     if apart:
         x = _patches(x, axes)
         axes = _samples(x.shape[5])
+    if has_kernels(x, _CUDA_DTYPES):
+        _multiply_on_cuda(x, axes, into.products)
+        _add_sums(x, axes, into.sums)
+        return
     x = x if x.dtype == torch.float64 else x.float()
     call = _multiply if x.device.type == "cpu" else _compose
     call(x, axes, into.products, into.sums)
@@ -215,7 +223,28 @@ def _multiply(
     step = [axis.stride for axis in axes]
     bits = 8 * x.element_size()
     layout = (x.data_ptr(), bits, x.shape, x.stride(), step)
-    _C.autocorrelation(*layout, tables(axes), products, sums, torch.get_num_threads())
+    _C.autocorrelation(*layout, tables(axes, x.device), products, sums, torch.get_num_threads())
+
+
+def _multiply_on_cuda(
+    x: Tensor,  # [batch, groups, in / groups, *three sizes] float32, bfloat16 or float16
+    axes: tuple[Axis, Axis, Axis],
+    products: Tensor,
+) -> None:
+    """Call the kernel for as many offsets at a time as a workspace of the size of x has room for."""
+    groups, channels = x.shape[1:3]
+    tiles = -(-channels // _CUDA_TILE)
+    pixels = x.numel() // (groups * channels)
+    wanted = _CUDA_WAVES * torch.cuda.get_device_properties(x.device).multi_processor_count
+    room = max(x.numel() * x.element_size(), _COPY_BYTES)
+    plan = rounds(axes, pixels, groups * channels**2, groups * tiles**2, wanted, room)
+    workspace = products.new_empty(plan.splits * plan.cells * groups * channels**2)
+    layout = (x.data_ptr(), str(x.dtype).removeprefix("torch."), x.shape, x.stride())
+    step = [axis.stride for axis in axes]
+    with torch.cuda.device(x.device):
+        for one in plan.ranges:
+            given = (step, tables(axes, x.device), products, one, plan.splits, workspace)
+            _C.autocorrelation_round(*layout, *given)
 
 
 def _compose(
@@ -239,12 +268,24 @@ def _compose(
                 blocks[:, :, u, :, v] += cells[i]
                 if u != v:
                     blocks[:, :, v, :, u] += cells[i].mT
-        if offset.distance == (0, 0, 0):
-            taken = (_take(last, cell.start, cell.count, stride) for cell in offset.cells)
-            totals = [pixels.sum(1, dtype=torch.float64) for pixels in taken]
-            for u, _, inside in offset.windows:
-                for i in inside:
-                    sums.view(groups, channels, area)[:, :, u] += totals[i]
+    _add_sums(x, axes, sums)
+
+
+def _add_sums(
+    x: Tensor,  # [batch, groups, in / groups, *three sizes]
+    axes: tuple[Axis, Axis, Axis],
+    sums: Tensor,
+) -> None:
+    """Add up the pixels of cells with the library."""
+    groups, channels = x.shape[1:3]
+    last = x.permute(1, 0, 3, 4, 5, 2)
+    stride = (axes[0].stride, axes[1].stride, axes[2].stride)
+    for offset in centre(axes):
+        taken = (_take(last, cell.start, cell.count, stride) for cell in offset.cells)
+        totals = [pixels.sum((1, 2, 3, 4), dtype=torch.float64) for pixels in taken]
+        for u, _, inside in offset.windows:
+            for i in inside:
+                sums.view(groups, channels, -1)[:, :, u] += totals[i]
 
 
 def _take(
@@ -252,10 +293,10 @@ def _take(
     start: Triple,
     count: Triple,
     stride: Triple,
-) -> Tensor:  # [groups, batch * pixels, channels]
+) -> Tensor:  # [groups, batch, *three counts, channels]
     for i in range(3):
         last = last[(slice(None),) * (2 + i) + (slice(start[i], None, stride[i]),)].narrow(2 + i, 0, count[i])
-    return last.flatten(1, 4)
+    return last
 
 
 def _product(
@@ -265,8 +306,8 @@ def _product(
     stride: Triple,
 ) -> Tensor:  # float64 [groups, channels, channels]
     z, y, x = (s + d for s, d in zip(cell.start, offset.distance, strict=True))
-    pixels = _take(last, cell.start, cell.count, stride).split(_RUN, 1)
-    shifted = _take(last, (z, y, x), cell.count, stride).split(_RUN, 1)
+    pixels = _take(last, cell.start, cell.count, stride).flatten(1, 4).split(_RUN, 1)
+    shifted = _take(last, (z, y, x), cell.count, stride).flatten(1, 4).split(_RUN, 1)
     total = torch.zeros((), dtype=torch.float64, device=last.device)
     for a, b in zip(pixels, shifted, strict=True):
         total = total + (a.mT @ b).double()
