@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lrcompress import ops
 from lrcompress.ops import Autocorrelation, reference
+from lrcompress.ops._windows import Axis, rounds, tables
 
 DEVICES = [
     "cpu",
@@ -237,6 +239,25 @@ def test_threads_do_not_change_the_bits(dtype: torch.dtype) -> None:
                 assert torch.equal(found[0].sums, other.sums)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+@pytest.mark.parametrize("channels", [1, 64, 65, 512])
+@pytest.mark.parametrize("room", [1, 1 << 16, 1 << 30])
+def test_rounds_take_every_cell_and_window_once(kernel: int, channels: int, room: int) -> None:
+    """How the CUDA kernel's work is cut: in ascending order, into a workspace that is large enough."""
+    axis = Axis(14, kernel, padding=kernel // 2, out=14)
+    axes = (Axis(1), axis, axis)
+    offset_rows, cells, windows, _ = tables(axes, torch.device("cpu"))
+    pixels, products, wanted = 32 * 14 * 14, channels**2, 400
+    plan = rounds(axes, pixels, products, (-(-channels // 64)) ** 2, wanted, room)
+    ends = [(0, 0, 0, 0), *plan.ranges]
+    assert all(b[0] == a[1] and b[2] == a[3] for a, b in pairwise(ends))
+    assert ends[-1][1::2] == (len(cells), len(windows))
+    assert plan.cells == max(end - first for first, end, _, _ in plan.ranges)
+    assert 1 <= plan.splits <= max(1, pixels // 1024)
+    single = max(int(row[4] - row[3]) for row in offset_rows)
+    assert 8 * products * plan.splits * plan.cells <= max(room, 8 * products * single)
 
 
 def test_nan_stays_in_its_channels() -> None:

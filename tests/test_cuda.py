@@ -14,6 +14,15 @@ on_gpu = [
         not (torch.cuda.is_available() and _C.build_info()["cuda"]), reason=f"needs {missing}: make gpu"
     ),
 ]
+# shape of x, kernel, stride, padding, groups: 1, primes, around the tiles of 64 channels, both layouts.
+PATCHES = [
+    ((1, 1, 1, 1), 1, 1, 0, 1),
+    ((2, 7, 5, 6), 3, 1, 1, 1),
+    ((3, 6, 9, 8), 3, 2, 1, 2),
+    ((2, 65, 7, 7), 3, 1, 1, 1),
+    ((16, 128, 28, 28), 3, 1, 1, 1),
+    ((8, 32, 33, 32), 7, 1, 3, 1),
+]
 ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 # batch, groups, channels of a group, rank, filters, height, width, kernel, stride, padding, dilation:
 # 1, primes, around the tiles of 64 and 128 pixels and the chunks of 32 terms, more than one image of each.
@@ -122,6 +131,38 @@ def test_a_graph_replays_a_linear_layer(dtype):
     assert torch.equal(out, ops.lowrank_linear(x, U, V))
 
 
+def check_autocorrelation(case, dtype):
+    """The bound is of 4096 terms in float32, by Cauchy and Schwarz."""
+    shape, kernel, stride, padding, groups = case
+    x = torch.randn(shape, dtype=dtype, device="cuda")
+    given = ((kernel, kernel), stride, padding)
+    truth = ops.autocorrelation(x.double().cpu(), *given, groups=groups)
+    norms = truth.products.diagonal(dim1=1, dim2=2).sqrt()
+    terms = min(truth.count, 4096)
+    bound = terms * torch.finfo(torch.float32).eps * norms[:, :, None] * norms[:, None, :] + 1e-300
+    for images in (x, x.to(memory_format=torch.channels_last)):
+        found = ops.autocorrelation(images, *given, groups=groups)
+        assert ((found.products.cpu() - truth.products).abs() <= bound).all()
+        assert torch.equal(found.products, found.products.mT)
+        torch.testing.assert_close(found.sums.cpu(), truth.sums)
+        again = ops.autocorrelation(images, *given, groups=groups)
+        assert torch.equal(found.products, again.products)
+
+
+@both_dtypes
+@pytest.mark.parametrize("case", PATCHES[:4], ids=str)
+def test_small_autocorrelations(case, dtype):
+    check_autocorrelation(case, dtype)
+    check_autocorrelation(case, torch.float32)
+
+
+@both_dtypes
+@pytest.mark.parametrize("case", PATCHES, ids=str)
+def test_autocorrelations(case, dtype):
+    check_autocorrelation(case, dtype)
+    check_autocorrelation(case, torch.float32)
+
+
 @both_dtypes
 def test_small_gram_and_eigenvalues(dtype):
     matrix = torch.randn(65, 129, device="cuda").to(dtype).float()
@@ -132,6 +173,7 @@ def test_small_gram_and_eigenvalues(dtype):
 
 def test_without_a_gpu_nothing_goes_there():
     assert not _cuda.has_kernels(torch.zeros(1, dtype=torch.bfloat16))
+    assert not _cuda.has_kernels(torch.zeros(1), (torch.float32,))
     assert _cuda.lowrank_tile(torch.zeros(1, dtype=torch.bfloat16), 1, 1, 1) is None
 
 

@@ -40,7 +40,8 @@ def main() -> None:
         command = [sanitizer, "--tool", tool, "--error-exitcode", "1", sys.executable, *TESTS, "-k", "small"]
         # torch's allocator hands out parts of large blocks, in which a write too far goes unnoticed.
         run(tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    run("timings", [sys.executable, "bench/lowrank_cuda.py", "--json", "bench/results/lowrank_cuda.json"])
+    for name in ("lowrank_cuda", "autocorrelation_cuda"):
+        run("timings", [sys.executable, f"bench/{name}.py", "--json", f"bench/results/{name}.json"])
 
 
 if __name__ == "__main__":

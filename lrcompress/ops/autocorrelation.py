@@ -66,9 +66,12 @@ def autocorrelation(
     if images.numel() == 0 or places == 0:
         return total
     apart = math.prod(kernel) > 1 and all(axis.stride >= axis.span for axis in axes)
-    copied = apart or any(any(pad) for pad in pads) or x.dtype not in (torch.float32, torch.float64)
-    for part in _parts(images, groups, 0 if dims else 2, copied):
-        if any(any(pad) for pad in pads):
+    padded = any(any(pad) for pad in pads)
+    on_cuda = has_kernels(x, _CUDA_DTYPES)  # which packs nothing
+    copied = apart or padded or not (on_cuda or x.dtype in (torch.float32, torch.float64))
+    whole = on_cuda and not copied
+    for part in [images] if whole else _parts(images, groups, 0 if dims else 2, copied):
+        if padded:
             part = F.pad(part, [end for pad in reversed(pads) for end in pad], mode=padding_mode)
         part_axes = axes if dims else _samples(part.shape[2])
         _add(part.unflatten(1, (groups, -1)), part_axes, apart, into)
