@@ -242,12 +242,13 @@ def _multiply_on_cuda(
     room = max(x.numel() * x.element_size(), _COPY_BYTES)
     plan = rounds(axes, pixels, groups * channels**2, groups * tiles**2, wanted, room)
     workspace = products.new_empty(plan.splits * plan.cells * groups * channels**2)
-    layout = (x.data_ptr(), str(x.dtype).removeprefix("torch."), x.shape, x.stride())
+    dtype = str(x.dtype).removeprefix("torch.")
     step = [axis.stride for axis in axes]
+    table = tables(axes, x.device)
     with torch.cuda.device(x.device):
         for one in plan.ranges:
-            given = (step, tables(axes, x.device), products, one, plan.splits, workspace)
-            _C.autocorrelation_round(*layout, *given)
+            layout = (x.data_ptr(), dtype, x.shape, x.stride(), step)
+            _C.autocorrelation_round(*layout, table, products, one, plan.splits, workspace)
 
 
 def _compose(
