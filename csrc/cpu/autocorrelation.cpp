@@ -20,7 +20,7 @@ using namespace patches;
 
 constexpr std::int64_t kLeastRows = kFewRows;  // of a strip
 constexpr std::int64_t kBundle = 8;  // rows of the result added at once: a cache line of its mirror image
-constexpr std::int64_t kLeastRoom = 1 << 15, kMostRoom = 1 << 17;  // doubles of collected products
+constexpr std::int64_t kLeastRoom = 1 << 15, kMostRoom = 1 << 16;  // doubles of collected products
 
 // What all tasks share.
 template <class T> struct Packed {
@@ -179,6 +179,8 @@ LRC_INLINE void add_bundle(const Packed<T>& packed, const Round& round, const St
     const std::int64_t count = std::min(kBundle, strip.count * area - first);
     const std::int64_t row = (strip.left * kPanel<T> + strip.first) * area + first, column = channel * area;
     double* out = args.products + strip.group * side * side;
+    // Each line of the mirror image is on a page of its own.
+    for (std::int64_t k = 0; k < columns; ++k) __builtin_prefetch(out + (column + k) * side + row, 1);
     for (std::int64_t r = 0; r < count; ++r) {
         const std::int64_t i = (first + r) / area, u = (first + r) % area;
         double* from = rows + r * stride;
