@@ -46,7 +46,8 @@ def autocorrelation(
     two kernel positions, and at stride 1 all blocks of one distance share the product of the image with the
     shifted image, strips at the border apart. Above stride 1 those share that fall on the same pixels. All
     is exact but for rounding: float16, bfloat16 and float32 are added up in float32 over short runs, those in
-    float64. The same input gives the same bits for any number of threads. Not differentiable.
+    float64. The same input gives the same bits for any number of threads, and on CUDA in every call on one
+    kind of device. Not differentiable.
 
     Raises:
         ValueError: A shape, dtype, device or setting does not fit.
