@@ -14,16 +14,11 @@
 namespace lrc {
 namespace {
 
-typedef double LooseVec __attribute__((vector_size(32), aligned(8), may_alias));
-
 // Rows of the gradient that parallel_for hands out at once.
 constexpr std::int64_t kRowsATask = 12;
 // Of the tolerance: what a sweep may leave for the working set to count as solved.
 constexpr double kInnerShare = 0.5;
 constexpr int kMaxNormSteps = 60;
-
-LRC_INLINE Vec load_any(const double* p) { return *reinterpret_cast<const LooseVec*>(p); }
-LRC_INLINE void store_any(double* p, Vec x) { *reinterpret_cast<LooseVec*>(p) = x; }
 
 // The rows of M that are not zero, in order.
 using Support = std::vector<std::int64_t>;

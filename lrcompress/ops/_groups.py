@@ -64,7 +64,7 @@ class Problem:
     group: Tensor  # int64 [rows], ascending, numbers of the groups that are left
     starts: Tensor  # int64 [groups + 1]
     kept: Tensor  # int64 [groups], their numbers in the caller's order
-    columns: Tensor  # int64 [rows]
+    columns: Tensor | slice  # int64 [rows], or all of them in their order
     rotation: list[tuple[Tensor, Tensor]]  # of each size above 1: rows [count, size], [count, size, size]
     basis: Tensor | None  # [out, outputs], orthonormal, where there are more outputs than inputs
 
@@ -104,6 +104,8 @@ def rotate(
     back: bool,
 ) -> Tensor:
     """Multiply each group of rows by its rotation."""
+    if not rotation:
+        return matrix
     matrix = matrix.clone()
     for rows, vectors in rotation:
         matrix[rows] = (vectors if back else vectors.mT) @ matrix[rows]
@@ -116,23 +118,20 @@ def make_problem(
 ) -> Problem:
     """Drop dead columns, sort by group, rotate, and drop what the outputs have beyond the inputs."""
     R, cross = moments.R, moments.cross
-    alive = R.diagonal() > 0
     ids = ids.to(R.device)
-    columns = torch.argsort(ids, stable=True)
-    columns = columns[alive[columns]]
-    kept, group, sizes = torch.unique(ids[columns], return_inverse=True, return_counts=True)
+    columns = _live_columns(R, ids)
+    kept, group, sizes = torch.unique_consecutive(ids[columns], return_inverse=True, return_counts=True)
     starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
     R = R[columns][:, columns]
     rotation = []
-    for size in sizes.unique().tolist():
-        if size == 1:
-            continue
+    for size in sorted(set(sizes.tolist()) - {1}):
         rows = starts[:-1][sizes == size, None] + torch.arange(size, device=R.device)
         rotation.append((rows, torch.linalg.eigh(R[rows[:, :, None], rows[:, None, :]]).eigenvectors))
-    R = rotate(rotate(R, rotation, back=False).T, rotation, back=False)
-    R.diagonal().clamp_(min=0)
+    if rotation:
+        R = rotate(rotate(R, rotation, back=False).T, rotation, back=False)
+        R.diagonal().clamp_(min=0)
     basis = None
-    if cross.shape[0] > len(columns):
+    if cross.shape[0] > len(group):
         # M = basis N: the norms of columns stay, and what is orthogonal to the targets' span is zero.
         basis = torch.linalg.qr(cross[:, columns]).Q
     linear = _into(cross, columns, rotation, basis)
@@ -141,9 +140,21 @@ def make_problem(
     return Problem(R.contiguous(), linear, weight, energy, group, starts, kept, columns, rotation, basis)
 
 
+def _live_columns(
+    R: Tensor,  # [in, in]
+    ids: Tensor,  # int64 [in], the group of each column
+) -> Tensor | slice:  # int64 [rows]
+    """Return the columns with R_jj > 0, sorted by group; as a slice where nothing moves."""
+    alive = R.diagonal() > 0
+    if alive.all() and (ids[1:] >= ids[:-1]).all():
+        return slice(None)
+    columns = torch.argsort(ids, stable=True)
+    return columns[alive[columns]]
+
+
 def _into(
     M: Tensor,  # [out, in]
-    columns: Tensor,
+    columns: Tensor | slice,
     rotation: list[tuple[Tensor, Tensor]],
     basis: Tensor | None,
 ) -> Tensor:  # [rows, outputs]

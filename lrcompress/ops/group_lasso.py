@@ -7,6 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from lrcompress import _C
 from lrcompress.ops._descent import descend
 from lrcompress.ops._fista import duality_gap, fista
 from lrcompress.ops._groups import Groups, Problem, group_ids, make_problem
@@ -183,17 +184,13 @@ def _by_fista(
     N: Tensor,  # [rows, outputs]
 ) -> list[tuple[Tensor, int]]:
     """Walk down the path on the CPU; elsewhere solve all at once, for warm starts save little."""
-    lipschitz = torch.linalg.eigvalsh(problem.curvature)[-1]
-    if problem.curvature.device.type != "cpu":
-        together, counts = fista(
-            problem, thresholds, tol, max_iter, lipschitz, N.expand(len(thresholds), -1, -1)
-        )
-        return list(zip(together, counts.tolist(), strict=True))
-    path = []
-    for threshold in thresholds:
-        solved, count = fista(problem, threshold[None], tol, max_iter, lipschitz, N[None])
-        N = solved[0]
-        path.append((N, int(count[0])))
+    lipschitz = float(torch.linalg.eigvalsh(problem.curvature)[-1])
+    at_once = 1 if N.device.type == "cpu" else len(thresholds)
+    path: list[tuple[Tensor, int]] = []
+    for some in thresholds.split(at_once):
+        together, counts = fista(problem, some, tol, max_iter, lipschitz, N)
+        N = together[-1]
+        path += zip(together, counts.tolist(), strict=True)
     return path
 
 
@@ -224,8 +221,23 @@ def _certificates(
     thresholds: Tensor,  # [penalties, groups], > 0
     M: Tensor,  # [penalties, out, in]
 ) -> Tensor:  # [penalties, 3]: objective, duality gap, KKT residual
-    groups = thresholds.shape[1]
     gradient = given.gradient(M)
+    if M.device.type == "cpu":
+        found = gradient.new_empty(len(M), 3)
+        target, is_weight = (given.cross, False) if given.weight is None else (given.weight, True)
+        _C.group_lasso_certificate(
+            M,
+            gradient,
+            target.contiguous(),
+            is_weight,
+            given.energy,
+            ids,
+            thresholds,
+            found,
+            torch.get_num_threads(),
+        )
+        return found
+    groups = thresholds.shape[1]
     residual, aligned = given.residual(M, gradient)
     norms = _column_norms(M, ids, groups)
     slopes = _column_norms(gradient, ids, groups)
