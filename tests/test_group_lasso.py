@@ -6,6 +6,9 @@ from torch import Tensor
 
 from lrcompress import ops
 from lrcompress.ops import reference
+from lrcompress.ops._fista import fista
+from lrcompress.ops._groups import make_problem
+from lrcompress.ops._second_moments import Moments
 
 DEVICES = [
     "cpu",
@@ -214,6 +217,30 @@ def test_a_path_is_its_single_solves_in_any_order(method: str) -> None:
         alone = ops.group_lasso(R, W, penalty, 3, method, TOL)
         assert abs(alone.objective - answer.objective) <= TOL * (alone.objective + answer.objective)
     assert ops.group_lasso(R, W, [], 3, method) == []
+
+
+def test_penalties_solved_together_stop_one_by_one() -> None:
+    """The batch that a GPU runs, on the CPU's twin of its kernel."""
+    R, W = moments(18, 8)
+    ids = torch.arange(18) // 3
+    penalties = [ops.penalty_max(R, W, 3) * share for share in (1.5, 0.6, 0.2, 0.05)]
+    problem = make_problem(Moments(R, W @ R, float((W @ R * W).sum()), W), ids)
+    thresholds = torch.tensor(penalties, dtype=torch.float64)[:, None].repeat(1, 6)
+    lipschitz = float(torch.linalg.eigvalsh(problem.curvature)[-1])
+    start = torch.zeros_like(problem.linear)
+    together, counts = fista(problem, thresholds, 0.9 * TOL, 10_000, lipschitz, start)
+    assert counts[0] == 0
+    assert (counts.diff() > 0).all()
+    for penalty, threshold, N, count in zip(penalties, thresholds, together, counts, strict=True):
+        M = problem.out_of(N, W.shape)
+        again = ops.group_lasso(R, W, penalty, 3, "fista", TOL, max_iter=0, initial=M)
+        assert_certified(R, W, ids, again)
+        alone, steps = fista(problem, threshold[None], 0.9 * TOL, 10_000, lipschitz, start)
+        assert abs(int(steps[0]) - int(count)) <= 1
+        torch.testing.assert_close(alone[0], N, rtol=1e-6, atol=1e-7)
+    cut, counts = fista(problem, thresholds, 0.9 * TOL, 3, lipschitz, start)
+    assert counts.tolist() == [0, 3, 3, 3]
+    assert not cut[0].any()
 
 
 @pytest.mark.parametrize("method", METHODS)

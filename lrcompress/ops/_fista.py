@@ -1,5 +1,7 @@
 """Accelerated proximal gradient for the group lasso, many penalties at once."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -104,24 +106,18 @@ def fista(
     On a GPU the iterations are replays of a CUDA graph.
     Source: Beck and Teboulle (2009), eq. 4.1-4.3; O'Donoghue and Candes (2015), the gradient scheme.
     """
-    iteration = Iteration(problem, thresholds, tol, lipschitz, start)
-    number = 0
-    if start.is_cuda:
-        with torch.cuda.device(start.device):
-            # max_iter steps, and a last look at where they end
-            if max_iter + 1 >= LOOK_EVERY:
-                graph = iteration.captured()
-                while number + LOOK_EVERY <= max_iter + 1 and iteration.running():
-                    graph.replay()
-                    number += LOOK_EVERY
-            if iteration.running():
-                for number in range(number, max_iter + 1):
-                    iteration.run(number)
-            return iteration.found(max_iter)
-    while number <= max_iter and iteration.running():
-        iteration.run(number)
-        number += 1
-    return iteration.found(max_iter)
+    with torch.cuda.device(start.device) if start.is_cuda else nullcontext():
+        iteration = Iteration(problem, thresholds, tol, lipschitz, start)
+        number = 0  # up to max_iter, whose step does not count: it says where the last one led
+        if start.is_cuda and max_iter + 1 >= LOOK_EVERY:
+            graph = iteration.captured()
+            while number + LOOK_EVERY <= max_iter + 1 and iteration.running():
+                graph.replay()
+                number += LOOK_EVERY
+        while number <= max_iter and iteration.running():
+            iteration.run(number)
+            number += 1
+        return iteration.found(max_iter)
 
 
 def duality_gap(
