@@ -49,6 +49,10 @@ def group_ids(groups: Groups, columns: int) -> Tensor:  # int64 [columns], 0 to 
     return ids
 
 
+# Of each size above 1: rows [count * size], or all of them, and orthonormal columns [count, size, size].
+Rotation = list[tuple[Tensor | slice, Tensor]]
+
+
 @dataclass(frozen=True)
 class Problem:
     """The group lasso for ``N``, where the rows of M^T are sorted by group and each group is rotated.
@@ -65,7 +69,7 @@ class Problem:
     starts: Tensor  # int64 [groups + 1]
     kept: Tensor  # int64 [groups], their numbers in the caller's order
     columns: Tensor | slice  # int64 [rows], or all of them in their order
-    rotation: list[tuple[Tensor, Tensor]]  # of each size above 1: rows [count, size], [count, size, size]
+    rotation: Rotation
     basis: Tensor | None  # [out, outputs], orthonormal, where there are more outputs than inputs
 
     def norms(
@@ -100,15 +104,16 @@ class Problem:
 
 def rotate(
     matrix: Tensor,  # [rows, any]
-    rotation: list[tuple[Tensor, Tensor]],
+    rotation: Rotation,
     back: bool,
 ) -> Tensor:
     """Multiply each group of rows by its rotation."""
-    if not rotation:
-        return matrix
-    matrix = matrix.clone()
     for rows, vectors in rotation:
-        matrix[rows] = (vectors if back else vectors.mT) @ matrix[rows]
+        turn = vectors if back else vectors.mT
+        turned = (turn @ matrix[rows].unflatten(0, vectors.shape[:2])).flatten(0, 1)
+        if len(turned) == len(matrix):
+            return turned
+        matrix = matrix.index_copy(0, rows, turned)
     return matrix
 
 
@@ -123,10 +128,7 @@ def make_problem(
     kept, group, sizes = torch.unique_consecutive(ids[columns], return_inverse=True, return_counts=True)
     starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
     R = R[columns][:, columns]
-    rotation = []
-    for size in sorted(set(sizes.tolist()) - {1}):
-        rows = starts[:-1][sizes == size, None] + torch.arange(size, device=R.device)
-        rotation.append((rows, torch.linalg.eigh(R[rows[:, :, None], rows[:, None, :]]).eigenvectors))
+    rotation = _rotation(R, starts, sizes)
     if rotation:
         R = rotate(rotate(R, rotation, back=False).T, rotation, back=False)
         R.diagonal().clamp_(min=0)
@@ -152,10 +154,25 @@ def _live_columns(
     return columns[alive[columns]]
 
 
+def _rotation(
+    R: Tensor,  # [rows, rows]
+    starts: Tensor,  # int64 [groups + 1]
+    sizes: Tensor,  # int64 [groups]
+) -> Rotation:
+    """Return the eigenvectors of each group's own block."""
+    rotation: Rotation = []
+    for size in sorted(set(sizes.tolist()) - {1}):
+        alike = sizes == size
+        rows = starts[:-1][alike, None] + torch.arange(size, device=R.device)
+        vectors = torch.linalg.eigh(R[rows[:, :, None], rows[:, None, :]]).eigenvectors
+        rotation.append((slice(None) if alike.all() else rows.flatten(), vectors))
+    return rotation
+
+
 def _into(
     M: Tensor,  # [out, in]
     columns: Tensor | slice,
-    rotation: list[tuple[Tensor, Tensor]],
+    rotation: Rotation,
     basis: Tensor | None,
 ) -> Tensor:  # [rows, outputs]
     inner = M[:, columns] if basis is None else basis.T @ M[:, columns]

@@ -94,12 +94,14 @@ def _checked_autocorrelation(
         return exact
     largest = _check_finite("R", exact)
     asymmetry = exact - exact.T
-    if float(asymmetry.max()) > rounding * largest:
+    worst = float(asymmetry.max())
+    if worst > rounding * largest:
         i, j = divmod(int(asymmetry.argmax()), R.shape[0])
         raise ValueError(
             f"R must be symmetric, got R[{i}, {j}] = {exact[i, j]:.6g} and R[{j}, {i}] = {exact[j, i]:.6g}"
         )
-    exact = (exact + exact.T) / 2
+    if worst > 0:
+        exact = (exact + exact.T) / 2
     if largest == 0:
         return exact
     # A Cholesky factor is many times cheaper than eigenvalues, which only the message needs.
