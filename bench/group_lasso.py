@@ -2,12 +2,12 @@
 
 python bench/group_lasso.py [--threads 1] [--only 64x64] [--json bench/results/group_lasso.json]
 
-20 penalties from penalty_max to a thousandth of it, each solver warm-started. A point is a penalty, its time
-that of the path down to it. A solver runs with its own tolerances 1e-2, 1e-3, ..., and a point counts the
-fastest of these runs whose answers down to there all meet the target by our float64 duality gap. Ours
-includes all checks and certificates. Peers that want rows get a square root of R and the targets behind it:
-what making them takes is only in the column that says so. A peer that takes too long is ended: its time is
-then more than what it was given.
+20 penalties below penalty_max, where the answer is zero and all time goes into checks, down to a thousandth
+of it, each solver warm-started. A point is a penalty, its time that of the path down to it. A solver runs with
+its own tolerances 1e-2, 1e-3, ..., and a point counts the fastest of these runs whose answers down to there
+all meet the target by our float64 duality gap. Ours includes all checks and certificates. Peers that want
+rows get a square root of R and the targets behind it: what making them takes is only in the column that says
+so. A peer that takes too long is ended: its time is then more than what it was given.
 LRCOMPRESS_DATA adds layers of ResNet20 and the pixels of MNIST before the first layer of LeNet-300-100.
 """
 
@@ -32,7 +32,7 @@ from torch import Tensor
 from lrcompress import ops
 
 TARGETS = (1e-2, 1e-4, 1e-6)
-SHARES = torch.logspace(0, -3, 20, dtype=torch.float64).tolist()
+SHARES = torch.logspace(0, -3, 21, dtype=torch.float64)[1:].tolist()
 POINTS = (1, 3, 6, 10, 15, 20)  # penalties solved, where all are compared
 HALF = len(SHARES) // 2
 LADDER = [10.0**-k for k in range(2, 13)]
