@@ -3,11 +3,11 @@
 python bench/group_lasso.py [--threads 1] [--only 64x64] [--json bench/results/group_lasso.json]
 
 20 penalties below penalty_max, where the answer is zero and all time goes into checks, down to a thousandth
-of it, each solver warm-started. A point is a penalty, its time that of the path down to it. A solver runs with
-its own tolerances 1e-2, 1e-3, ..., and a point counts the fastest of these runs whose answers down to there
-all meet the target by our float64 duality gap. Ours includes all checks and certificates. Peers that want
-rows get a square root of R and the targets behind it: what making them takes is only in the column that says
-so. A peer that takes too long is ended: its time is then more than what it was given.
+of it, each solver warm-started. A point is a penalty, its time that of the path down to it. A solver runs
+with its own tolerances 1e-2, 1e-3, ..., and a point counts the fastest of these runs whose answers down to
+there all meet the target by our float64 duality gap. Ours includes all checks and certificates. Peers that
+want rows get a square root of R and the targets behind it: what making them takes is only in the column that
+says so. A peer that takes too long is ended: its time is then more than what it was given.
 LRCOMPRESS_DATA adds layers of ResNet20 and the pixels of MNIST before the first layer of LeNet-300-100.
 """
 
