@@ -90,7 +90,7 @@ class Iteration:
         """Return the solutions [penalties, rows, outputs], and their iterations [penalties]."""
         iterations = self.state[:, 0].clamp(max=max_iter)
         even = (iterations % 2 == 0)[None, :, None]
-        return torch.where(even, *self.buffers).transpose(0, 1).contiguous(), iterations
+        return torch.where(even, self.buffers[0], self.buffers[1]).transpose(0, 1).contiguous(), iterations
 
 
 def fista(

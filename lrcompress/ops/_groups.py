@@ -49,8 +49,8 @@ def group_ids(groups: Groups, columns: int) -> Tensor:  # int64 [columns], 0 to 
     return ids
 
 
-# Of each size above 1: rows [count * size], or all of them, and orthonormal columns [count, size, size].
-Rotation = list[tuple[Tensor | slice, Tensor]]
+# Of each size above 1: rows [count * size], None for all, and orthonormal columns [count, size, size].
+Rotation = list[tuple[Tensor | None, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,9 @@ def rotate(
     """Multiply each group of rows by its rotation."""
     for rows, vectors in rotation:
         turn = vectors if back else vectors.mT
-        turned = (turn @ matrix[rows].unflatten(0, vectors.shape[:2])).flatten(0, 1)
-        if len(turned) == len(matrix):
-            return turned
-        matrix = matrix.index_copy(0, rows, turned)
+        part = matrix if rows is None else matrix[rows]
+        turned: Tensor = (turn @ part.unflatten(0, vectors.shape[:2])).flatten(0, 1)
+        matrix = turned if rows is None else matrix.index_copy(0, rows, turned)
     return matrix
 
 
@@ -165,7 +164,7 @@ def _rotation(
         alike = sizes == size
         rows = starts[:-1][alike, None] + torch.arange(size, device=R.device)
         vectors = torch.linalg.eigh(R[rows[:, :, None], rows[:, None, :]]).eigenvectors
-        rotation.append((slice(None) if alike.all() else rows.flatten(), vectors))
+        rotation.append((None if alike.all() else rows.flatten(), vectors))
     return rotation
 
 
