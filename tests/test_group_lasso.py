@@ -311,6 +311,7 @@ def test_nuclear_norm(shape: tuple[int, int], rank: int | None) -> None:
         ({"R": torch.zeros(3, 4)}, r"R must be a square .* got torch.float32 of shape \(3, 4\)"),
         ({"weight": torch.zeros(2, 5)}, r"in = 4 as in R, got torch.float32 of shape \(2, 5\)"),
         ({"R": torch.eye(4).index_fill(0, torch.tensor([1]), torch.nan)}, r"R must be finite"),
+        ({"R": torch.diag(torch.tensor([1.0, torch.inf, 1, 1]))}, r"R must be finite"),
         ({"weight": torch.full((2, 4), torch.inf)}, r"weight must be finite"),
         ({"R": torch.eye(4) + torch.eye(4).roll(1, 0).triu()}, r"symmetric, got R\[0, 3\] = 1 .* = 0"),
         ({"R": torch.diag(torch.tensor([1.0, -0.5, 2.0, 3.0]))}, r"eigenvalue -0.5 beside the largest 3"),
@@ -332,6 +333,7 @@ def test_nuclear_norm(shape: tuple[int, int], rank: int | None) -> None:
         ({"weight": None}, r"give a weight or a target, got neither"),
         ({"target": (torch.zeros(2, 4), 1.0)}, r"give a weight or a target, got both"),
         ({"weight": None, "target": (torch.zeros(2, 3), 1.0)}, r"target\[0\] must .* shape \(2, 3\)"),
+        ({"weight": None, "target": (torch.full((2, 4), torch.nan), 1.0)}, r"target\[0\] must be finite"),
         ({"weight": None, "target": (torch.zeros(2, 4), -1.0)}, r"target\[1\], .* at least 0 .* got -1.0"),
     ],
 )
