@@ -1,4 +1,4 @@
-// Group lasso on second moments, by block coordinate descent.
+// Group lasso on second moments, by block coordinate descent with Anderson acceleration.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct GroupLassoArgs {
     std::int64_t groups;
     double tol;               // on the duality gap over the objective
     std::int64_t max_sweeps;  // over the working set
-    double max_work;          // multiplications of all sweeps: the sweep that reaches it is the last
+    double max_work;          // multiplications: sweeps go on past them only while the gap falls fast
     double* solution;         // M [inputs, outputs], the start on entry
     double* gradient;         // A M - B [inputs, outputs], on entry and on return
     int threads;              // of the gradient; the result does not depend on it

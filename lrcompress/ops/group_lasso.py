@@ -90,15 +90,16 @@ def group_lasso(
     are. Columns with R_jj = 0 are zero in M; with penalty 0, M is otherwise the weight, or the least-squares
     solution.
 
-    ``bcd``, on the CPU alone, is block coordinate descent over an active set with Newton steps on the
-    support, each an inverse of the support's size. ``fista`` needs one product M R an iteration, and solves a
-    path's penalties together on a GPU. ``auto`` is ``bcd`` on the CPU and ``fista`` elsewhere.
+    ``bcd``, on the CPU alone, is block coordinate descent over an active set with Anderson acceleration, in
+    turn with Newton steps on the support, each an inverse of the support's size. ``fista`` needs one product
+    M R an iteration, and solves a path's penalties together on a GPU. ``auto`` is ``bcd`` on the CPU, where
+    no share of active groups was found at which ``fista`` is faster, and ``fista`` elsewhere.
 
     Raises:
         ValueError: a shape, value or device is not as annotated, the groups are no partition, or R is not
             symmetric or has a negative eigenvalue, beyond rounding.
     Source: Robin and Jain, Linear Neural Reconstruction; Beck and Teboulle (2009); Qin, Scheinberg and
-        Goldfarb (2013); Yang and Hastie (2024).
+        Goldfarb (2013); Bertrand and Massias (2021); Yang and Hastie (2024).
     """
     given = moments(R, weight, target)
     ids = group_ids(groups, R.shape[0]).to(R.device)
