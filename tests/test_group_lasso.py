@@ -1,5 +1,7 @@
 """Group lasso: closed forms, optimality computed independently, both methods, and bad arguments."""
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from lrcompress.ops._fista import fista
 from lrcompress.ops._groups import make_problem
 from lrcompress.ops._second_moments import Moments
 
+group_lasso = importlib.import_module("lrcompress.ops.group_lasso")  # ops names the function so
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
@@ -175,6 +178,22 @@ def test_target_is_the_same_problem_and_least_squares_at_zero() -> None:
         # The error beyond the best fit is that of the weight form.
         same = ops.group_lasso(R, fitted, penalty, method=method, tol=1e-10)
         torch.testing.assert_close(M, same.solution, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_weight", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 5), (16, 7, 3)])
+def test_certificates_on_both_devices_agree(shape: tuple[int, int, int], with_weight: bool) -> None:
+    """What CUDA tensors get, run here: library calls instead of the native pass."""
+    outputs, channels, area = shape
+    R, W = moments(channels * area, outputs)
+    given = Moments(R, W @ R, float((W @ R * W).sum()), W if with_weight else None)
+    ids = torch.arange(channels).repeat_interleave(area)
+    thresholds = torch.rand(2, channels, dtype=torch.float64) + 0.1
+    M = W * torch.rand(2, 1, channels * area, dtype=torch.float64)
+    M[1, :, :area] = 0
+    native = group_lasso._certificates(given, ids, thresholds, M)
+    composed = group_lasso._composed_certificates(given, ids, thresholds, M, given.gradient(M))
+    torch.testing.assert_close(native, composed, rtol=1e-12, atol=1e-12 * given.energy)
 
 
 def test_groups_in_any_form_and_order() -> None:

@@ -223,21 +223,32 @@ def _certificates(
     M: Tensor,  # [penalties, out, in]
 ) -> Tensor:  # [penalties, 3]: objective, duality gap, KKT residual
     gradient = given.gradient(M)
-    if M.device.type == "cpu":
-        found = gradient.new_empty(len(M), 3)
-        target, is_weight = (given.cross, False) if given.weight is None else (given.weight, True)
-        _C.group_lasso_certificate(
-            M,
-            gradient,
-            target.contiguous(),
-            is_weight,
-            given.energy,
-            ids,
-            thresholds,
-            found,
-            torch.get_num_threads(),
-        )
-        return found
+    if M.device.type != "cpu":
+        return _composed_certificates(given, ids, thresholds, M, gradient)
+    found = gradient.new_empty(len(M), 3)
+    target, is_weight = (given.cross, False) if given.weight is None else (given.weight, True)
+    _C.group_lasso_certificate(
+        M,
+        gradient,
+        target.contiguous(),
+        is_weight,
+        given.energy,
+        ids,
+        thresholds,
+        found,
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def _composed_certificates(
+    given: Moments,
+    ids: Tensor,  # int64 [in]
+    thresholds: Tensor,  # [penalties, groups], > 0
+    M: Tensor,  # [penalties, out, in]
+    gradient: Tensor,  # [penalties, out, in], at M
+) -> Tensor:  # [penalties, 3]: objective, duality gap, KKT residual
+    """Do the same in torch, on any device."""
     groups = thresholds.shape[1]
     residual, aligned = given.residual(M, gradient)
     norms = _column_norms(M, ids, groups)
