@@ -118,7 +118,7 @@ def times_of_peer(peer: Peer, given: Problem, limits: dict[float, float]) -> tup
     """Return the least seconds to each point over the peer's tolerances, and those of the preparation."""
     times: Times = {target: [math.inf] * len(POINTS) for target in TARGETS}
     in_vain = 0  # runs in a row that were too slow and gained nothing
-    for tol in LADDER:
+    for tol in TARGETS if peer.stops_at_the_gap else LADDER:
         unmet = [target for target in TARGETS if math.inf in times[target]]
         if not unmet or in_vain == MOST_IN_VAIN:
             break

@@ -222,6 +222,7 @@ class Peer:
         """Find out whether it is installed; its process starts when it is asked first."""
         self.name, self.threads = name, threads
         self.module, self.knows_groups = MAKERS[name][1:]
+        self.stops_at_the_gap = MAKERS[name][0] is by_plain_fista  # its tolerance is what is asked of it
         self.installed = importlib.util.find_spec(self.module) is not None
         self.process: Any = None
         self.preparation = 0.0  # seconds that the rows of the last problem took to make
