@@ -95,11 +95,12 @@ class Problem:
         shape: torch.Size,  # out, in
     ) -> Tensor:  # [out, in]
         """Change back; dead columns are zero."""
-        M = N.new_zeros(shape)
         width = shape[0] if self.basis is None else self.basis.shape[1]
         inner = rotate(N[:, :width], self.rotation, back=True).T
-        M[:, self.columns] = inner if self.basis is None else self.basis @ inner
-        return M
+        outer = inner.contiguous() if self.basis is None else self.basis @ inner
+        if isinstance(self.columns, slice):
+            return outer
+        return N.new_zeros(shape).index_copy_(1, self.columns, outer)
 
 
 def rotate(
@@ -176,4 +177,5 @@ def _into(
 ) -> Tensor:  # [rows, outputs]
     inner = M[:, columns] if basis is None else basis.T @ M[:, columns]
     rows = rotate(inner.T, rotation, back=False)
-    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % LANES)).contiguous()
+    missing = -rows.shape[1] % LANES
+    return torch.nn.functional.pad(rows, (0, missing)).contiguous() if missing else rows.contiguous()

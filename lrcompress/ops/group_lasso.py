@@ -145,7 +145,9 @@ def _solve(
     positive = [i for i in order if penalties[i] > 0]
     if positive:
         problem = make_problem(given, ids)
-        thresholds = given.R.new_tensor([penalties[i] for i in positive])[:, None] * scales[problem.kept]
+        all_thresholds = given.R.new_tensor([penalties[i] for i in positive])[:, None] * scales
+        kept_all = len(problem.kept) == len(scales)
+        thresholds = all_thresholds if kept_all else all_thresholds[:, problem.kept]
         start = torch.zeros_like(problem.linear) if initial is None else problem.into(initial.to(given.R))
         if len(problem.kept) == 0:
             solved = [(start, 0)] * len(positive)
@@ -154,7 +156,7 @@ def _solve(
         else:
             solved = _by_descent(problem, thresholds, AIM * tol, max_iter, start)
         answers = [(problem.out_of(N, given.cross.shape), iterations) for N, iterations in solved]
-        certified = certify(given, ids, scales, [penalties[i] for i in positive], answers, tol)
+        certified = certify(given, ids, all_thresholds, [penalties[i] for i in positive], answers, tol)
         found = dict(zip(positive, certified, strict=True))
     for i in order[len(positive) :]:
         found[i] = _unpenalised(given, tol)
@@ -169,7 +171,7 @@ def _by_descent(
     N: Tensor,  # [rows, outputs]
 ) -> list[tuple[Tensor, int]]:
     """Walk down the path, each solution the next one's start."""
-    gradient = problem.curvature @ N - problem.linear if N.any() else -problem.linear
+    gradient = torch.addmm(problem.linear, problem.curvature, N, beta=-1) if N.any() else -problem.linear
     path = []
     for threshold in thresholds:
         iterations = descend(problem, threshold, tol, max_iter, N, gradient)
@@ -198,7 +200,7 @@ def _by_fista(
 def certify(
     given: Moments,
     ids: Tensor,  # int64 [in]
-    scales: Tensor,  # [groups]
+    thresholds: Tensor,  # [penalties, groups], > 0
     penalties: list[float],  # > 0
     answers: list[tuple[Tensor, int]],  # of each penalty: M [out, in], iterations
     tol: float,
@@ -208,8 +210,8 @@ def certify(
     at_once = max(1, CERTIFIED_AT_ONCE // max(1, given.cross.numel()))
     for begin in range(0, len(answers), at_once):
         some = slice(begin, begin + at_once)
-        thresholds = given.R.new_tensor(penalties[some])[:, None] * scales
-        table = _certificates(given, ids, thresholds, torch.stack([M for M, _ in answers[some]])).tolist()
+        stacked = torch.stack([M for M, _ in answers[some]])
+        table = _certificates(given, ids, thresholds[some], stacked).tolist()
         for penalty, (M, iterations), numbers in zip(penalties[some], answers[some], table, strict=True):
             objective, gap, off = numbers
             certified.append(GroupLasso(M, penalty, objective, gap, off, iterations, gap <= tol * objective))
