@@ -58,6 +58,7 @@ bench: build  ## all benchmarks, results into bench/results/
 	$(BIN)/python bench/singular_values.py --json bench/results/singular_values.json
 	$(BIN)/python bench/truncated_svd.py --json bench/results/truncated_svd.json
 	$(BIN)/python bench/group_lasso.py --threads 1 --json bench/results/group_lasso.json
+	$(BIN)/python bench/group_lasso_methods.py --threads 1 --json bench/results/group_lasso_methods.json
 	$(BIN)/python bench/lowrank_conv2d.py --json bench/results/lowrank_conv2d.json
 	$(BIN)/python bench/lowrank_linear.py --json bench/results/lowrank_linear.json
 	$(BIN)/python bench/lowrank.py --json bench/results/lowrank.json

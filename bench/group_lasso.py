@@ -1,72 +1,53 @@
 """Group-lasso paths to a certified gap: ours, skglm, celer, scikit-learn, adelie and FISTA, in one run.
 
-python bench/group_lasso.py [--threads 1] [--json bench/results/group_lasso.json]
+python bench/group_lasso.py [--threads 1] [--only 64x64] [--gaps 1e-6] [--json bench/results/group_lasso.json]
 
-20 penalties from penalty_max to a thousandth of it, each solver warm-started. A solver gets the loosest of
-its own tolerances 1e-2, 1e-3, ... with which every answer meets the target by our float64 duality gap, and
-only that run is counted. Data preparation (a square root of R for the peers that want rows) is not in their
-time; ours includes all checks and certificates.
-LRCOMPRESS_DATA adds layers of ResNet20 and the pixels of MNIST.
+20 penalties below penalty_max, where the answer is zero and all time goes into checks, down to a thousandth
+of it, each solver warm-started. A point is a penalty, its time that of the path down to it. A solver runs
+with its own tolerances 1e-2, 1e-3, ..., and a point counts the fastest of these runs whose answers down to
+there all meet the target by our float64 duality gap. Ours includes all checks and certificates. Peers that
+want rows get a square root of R and the targets behind it: what making them takes is only in the column that
+says so. A peer that takes too long is ended: its time is then more than what it was given.
+LRCOMPRESS_DATA adds layers of ResNet20 and the pixels of MNIST before the first layer of LeNet-300-100.
 """
 
 from __future__ import annotations
 
-import importlib
+import argparse
+import math
 import os
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import arguments, publish
+from common import arguments, print_table, publish
+from group_lasso_peers import MAKERS, Peer, Problem
 from torch import Tensor
 
 from lrcompress import ops
 
 TARGETS = (1e-2, 1e-4, 1e-6)
-PENALTIES = torch.logspace(0, -3, 20, dtype=torch.float64).tolist()
-HALF = len(PENALTIES) // 2
+SHARES = torch.logspace(0, -3, 21, dtype=torch.float64)[1:].tolist()
+POINTS = (1, 3, 6, 10, 15, 20)  # penalties solved, where all are compared
+HALF = len(SHARES) // 2
 LADDER = [10.0**-k for k in range(2, 13)]
-PATIENCE = 2.0  # seconds that a peer may take for a path before it is given up
+# Seconds a peer is given: at least these, so many times ours for the sparse half, and more than ours.
+LEAST_SECONDS, HALF_PATIENCE, PATIENCE = 0.3, 6.0, 1.3
+REPEATED_SECONDS = 0.2  # a path that takes longer, of ours or of a peer, is timed once
+MOST_IN_VAIN = 2
 IMAGES = 200
-Solve = Callable[[float], Iterator[Tensor]]  # a peer's tolerance -> its solutions M, one a penalty
+Times = dict[float, list[float]]  # of each target: seconds to each of the points, infinite where not reached
 
 
-@dataclass
-class Problem:
-    """One layer; ``rows`` is a root of R with R = rows^T rows."""
-
-    name: str
-    R: Tensor
-    weight: Tensor
-    groups: int
-
-    def __post_init__(self) -> None:
-        values, vectors = torch.linalg.eigh(self.R)
-        self.rows = values.clamp(min=0).sqrt()[:, None] * vectors.T
-        self.X = np.asfortranarray(self.rows.numpy())
-        self.Y = np.asfortranarray((self.rows @ self.weight.T).numpy())
-        top = ops.penalty_max(self.R, self.weight, self.groups)
-        self.penalties = [top * share for share in PENALTIES]
-
-    def norms(self, M: Tensor) -> Tensor:
-        """Norms of the groups."""
-        return M.unflatten(1, (-1, self.groups)).square().sum((0, 2)).sqrt()
-
-    def gap(self, M: Tensor, penalty: float) -> float:
-        """Certify a solution: the relative duality gap, in plain torch."""
-        gradient = (M - self.weight) @ self.R
-        residual, aligned = ((M - self.weight) * gradient).sum(), -(gradient * self.weight).sum()
-        objective = residual / 2 + penalty * self.norms(M).sum()
-        scale = min(float(penalty / self.norms(gradient).max()), float(aligned / residual))
-        return float((objective - scale * aligned + scale**2 * residual / 2) / objective)
+def problem(name: str, R: Tensor, weight: Tensor, groups: int) -> Problem:
+    """Set the penalties."""
+    top = ops.penalty_max(R, weight, groups)
+    return Problem(name, R, weight, groups, [top * share for share in SHARES])
 
 
 def synthetic(out: int, channels: int, area: int) -> Problem:
@@ -78,7 +59,7 @@ def synthetic(out: int, channels: int, area: int) -> Problem:
     noise = 0.3 * torch.randn(count, inner, dtype=torch.float64)
     x = F.relu((hidden / (inner // 4) ** 0.5 + noise) * 2 * torch.rand(inner, dtype=torch.float64))
     weight = torch.randn(out, inner, dtype=torch.float64) / inner**0.5
-    return Problem(f"relu-like {out}x{inner}", x.T @ x / count, weight, area)
+    return problem(f"relu-like {out}x{inner}", x.T @ x / count, weight, area)
 
 
 def real(folder: Path) -> list[Problem]:
@@ -97,214 +78,162 @@ def real(folder: Path) -> list[Problem]:
     for name, x in inputs.items():
         patches = F.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1).double()
         weight = model.get_submodule(name).weight.detach().flatten(1).double()
-        problems.append(Problem(f"ResNet20 {name}", patches.T @ patches / len(patches), weight, 9))
+        shape = f"{weight.shape[0]}x{weight.shape[1]}"
+        problems.append(problem(f"ResNet20 {name} {shape}", patches.T @ patches / len(patches), weight, 9))
     with np.load(folder / "mnist_t10k.npz") as file:
         pixels = torch.from_numpy(file["images"][:8000]).flatten(1).double() / 255
     weight = torch.randn(300, pixels.shape[1], dtype=torch.float64) / pixels.shape[1] ** 0.5
-    return [*problems, Problem("MNIST pixels 300x784", pixels.T @ pixels / len(pixels), weight, 1)]
+    return [*problems, problem("MNIST pixels 300x784", pixels.T @ pixels / len(pixels), weight, 1)]
 
 
-def by_plain_fista(problem: Problem, penalties: list[float]) -> Solve:
-    """FISTA as in the paper, without restart: one torch product an iteration, and the gap every 20."""
-
-    def solve(tol: float) -> Iterator[Tensor]:
-        R, W, M = problem.R, problem.weight, torch.zeros_like(problem.weight)
-        lipschitz = torch.linalg.eigvalsh(R)[-1]
-        for penalty in penalties:
-            previous, n = M, 0
-            while True:
-                if n % 20 == 0 and problem.gap(M, penalty) <= tol:
-                    break
-                n += 1
-                point = M + (n - 1) / (n + 2) * (M - previous)
-                step = point - (point - W) @ R / lipschitz
-                factor = (1 - penalty / lipschitz / problem.norms(step).clamp(min=1e-300)).clamp(min=0)
-                previous, M = M, step * factor.repeat_interleave(problem.groups)
-                if time.perf_counter() > solve.deadline:
-                    raise TimeoutError
-            yield M
-
-    solve.deadline = float("inf")
-    return solve
-
-
-def by_sklearn(problem: Problem, penalties: list[float]) -> Solve:
-    """Warm-started fits on the rows."""
-    estimator = importlib.import_module("sklearn.linear_model").MultiTaskLasso
-
-    def solve(tol: float) -> Iterator[Tensor]:
-        model = estimator(alpha=1.0, tol=tol, fit_intercept=False, warm_start=True, max_iter=100_000)
-        for penalty in penalties:
-            model.alpha = penalty / len(problem.X)
-            model.fit(problem.X, problem.Y)
-            yield torch.from_numpy(np.ascontiguousarray(model.coef_))
-
-    return solve
-
-
-def by_celer(problem: Problem, penalties: list[float]) -> Solve:
-    """The whole path in one call."""
-    mtl_path = importlib.import_module("celer.homotopy").mtl_path
-    alphas = np.array(penalties) / len(problem.X)
-
-    def solve(tol: float) -> Iterator[Tensor]:
-        coefficients = mtl_path(problem.X, problem.Y, alphas=alphas, tol=tol, max_iter=1000)[1]
-        for M in coefficients.transpose(2, 0, 1):
-            yield torch.from_numpy(np.ascontiguousarray(M))
-
-    return solve
-
-
-def by_skglm(problem: Problem, penalties: list[float]) -> Solve:
-    """Working sets and Anderson acceleration."""
-    skglm = importlib.import_module("skglm")
-    MultiTaskBCD = importlib.import_module("skglm.solvers").MultiTaskBCD
-    compiled = importlib.import_module("skglm.utils.jit_compilation").compiled_clone
-    datafit = compiled(importlib.import_module("skglm.datafits").QuadraticMultiTask())
-    penalty_type = importlib.import_module("skglm.penalties").L2_1
-    assert skglm
-    datafit.initialize(problem.X, problem.Y)
-
-    def solve(tol: float) -> Iterator[Tensor]:
-        # Its tolerance is absolute, on the subgradient.
-        scale = penalties[0] / len(problem.X)
-        coefficients, fitted = np.zeros((problem.X.shape[1], problem.Y.shape[1])), np.zeros_like(problem.Y)
-        for penalty in penalties:
-            solver = MultiTaskBCD(tol=tol * scale, fit_intercept=False, max_iter=1000, warm_start=True)
-            term = compiled(penalty_type(penalty / len(problem.X)))
-            coefficients = np.asfortranarray(
-                solver._solve(problem.X, problem.Y, datafit, term, coefficients.copy(), fitted.copy())[0]
-            )
-            fitted = np.asfortranarray(problem.X @ coefficients)
-            yield torch.from_numpy(np.ascontiguousarray(coefficients.T))
-
-    return solve
-
-
-def by_adelie(problem: Problem, penalties: list[float]) -> Solve:
-    """The whole path in one call: tasks are its Kronecker product with the identity."""
-    adelie = importlib.import_module("adelie")
-    outputs = problem.Y.shape[1]
-    X = adelie.matrix.kronecker_eye(problem.X, outputs)
-    y = np.ascontiguousarray(problem.Y).ravel()
-    starts = np.arange(0, problem.X.shape[1] * outputs, problem.groups * outputs)
-
-    def solve(tol: float) -> Iterator[Tensor]:
-        state = adelie.grpnet(
-            X,
-            adelie.glm.gaussian(y),
-            groups=starts,
-            penalty=np.ones(len(starts)),
-            lmda_path=np.array(penalties) / len(y),
-            tol=tol,
-            early_exit=False,
-            adev_tol=1.0,
-            intercept=False,
-            progress_bar=False,
-        )
-        betas = state.betas.toarray().reshape(len(state.lmdas), -1, outputs)
-        for beta in betas:
-            yield torch.from_numpy(np.ascontiguousarray(beta.T))
-
-    return solve
-
-
-def peers(problem: Problem, penalties: list[float]) -> tuple[dict[str, Solve], list[str]]:
-    """Return what can solve the problem, and what is not installed."""
-    found: dict[str, Solve] = {"torch FISTA, no restart": by_plain_fista(problem, penalties)}
-    missing = []
-    makers = {"adelie": lambda: by_adelie(problem, penalties)}
-    if problem.groups == 1:
-        makers |= {
-            "skglm": lambda: by_skglm(problem, penalties),
-            "celer": lambda: by_celer(problem, penalties),
-            "sklearn": lambda: by_sklearn(problem, penalties),
-        }
-    for name, make in makers.items():
-        try:
-            found[name] = make()
-        except ImportError:
-            missing.append(name)
-    return found, missing
-
-
-def time_of(problem: Problem, solve: Solve, penalties: list[float], target: float) -> float | None:
-    """Return the seconds of a path whose answers all meet the target, or None where patience ends."""
-    begun = time.perf_counter()
-    for tol in LADDER:
-        if tol > target:
-            continue
-        try:
-            solve.deadline = time.perf_counter() + PATIENCE  # type: ignore[attr-defined]
-            solutions, seconds, start = [], 0.0, time.perf_counter()
-            for M in solve(tol):
-                seconds += time.perf_counter() - start
-                solutions.append(M)
-                if seconds > PATIENCE:
-                    return None
+def times_of_ours(given: Problem, gaps: Sequence[float], repeats: int) -> Times:
+    """Return the least seconds to each point, checks and certificates included."""
+    times: Times = {}
+    for target in gaps:
+        times[target] = []
+        for point in POINTS:
+            seconds: list[float] = []
+            while len(seconds) < repeats and (not seconds or seconds[0] < REPEATED_SECONDS):
                 start = time.perf_counter()
-        except TimeoutError:
-            return None
-        met = len(solutions) == len(penalties) and all(
-            problem.gap(M, penalty) <= target for M, penalty in zip(solutions, penalties, strict=True)
-        )
-        if met:
-            return seconds
-        if time.perf_counter() - begun > 2 * PATIENCE:
-            return None
-    return None
-
-
-def ours(problem: Problem, penalties: list[float], target: float, method: str, repeats: int) -> float:
-    """Return the median seconds of a path, checks and certificates included."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        path = ops.group_lasso(problem.R, problem.weight, penalties, problem.groups, method, target)
-        seconds.append(time.perf_counter() - start)
-        assert all(answer.converged for answer in path)
-    return sorted(seconds)[len(seconds) // 2]
-
-
-def compare(problem: Problem, repeats: int) -> list[dict[str, Any]]:
-    """Return a row a half of the path and a target."""
-    rows = []
-    for half, penalties in (("sparse", problem.penalties[:HALF]), ("whole", problem.penalties)):
-        found, missing = peers(problem, penalties)
-        if missing:
-            print(f"not installed: {', '.join(missing)}")
-        given_up: set[str] = set()
-        for solve in found.values():
-            list(islice(solve(1e-1), 3))  # compile
-        for target in TARGETS:
-            row: dict[str, Any] = {"problem": problem.name, "path": half, "gap": f"{target:.0e}"}
-            row["ours"] = mine = ours(problem, penalties, target, "auto", repeats)
-            times = {}
-            for name in ("skglm", "celer", "sklearn", "adelie", "torch FISTA, no restart"):
-                known = name in found and name not in given_up
-                times[name] = time_of(problem, found[name], penalties, target) if known else None
-                if name in found and times[name] is None:
-                    given_up.add(name)
-                row[name] = (
-                    times[name] if times[name] is not None else f"> {PATIENCE:g}" if name in found else "-"
+                path = ops.group_lasso(
+                    given.R, given.weight, given.penalties[:point], given.groups, tol=target
                 )
-            best = min((t for t in times.values() if t is not None), default=None)
-            row["best peer / ours"] = best / mine if best is not None else f"> {PATIENCE / mine:.0f}"
+                seconds.append(time.perf_counter() - start)
+                if not all(answer.converged for answer in path):
+                    raise RuntimeError(f"{given.name}: an answer does not meet {target:g}")
+            times[target].append(min(seconds))
+    return times
+
+
+def limits_of(mine: Times) -> dict[float, float]:
+    """Return what a peer is given for each target."""
+    half, end = POINTS.index(HALF), POINTS.index(len(SHARES))
+    return {
+        target: max(LEAST_SECONDS, HALF_PATIENCE * times[half], PATIENCE * times[end])
+        for target, times in mine.items()
+    }
+
+
+def times_of_peer(
+    peer: Peer, given: Problem, limits: dict[float, float], repeats: int
+) -> tuple[Times, float]:
+    """Return the least seconds to each point over the peer's tolerances, and those of the preparation."""
+    times: Times = {target: [math.inf] * len(POINTS) for target in limits}
+    in_vain = 0  # runs in a row that were too slow and gained nothing
+    for tol in limits if peer.stops_at_the_gap else LADDER:
+        unmet = [target for target in limits if math.inf in times[target]]
+        if not unmet or in_vain == MOST_IN_VAIN:
+            break
+        gained = complete = False
+        for _ in range(repeats):
+            answers = peer.path(given, tol, max(limits[target] for target in unmet))
+            complete = len(answers) == len(SHARES)
+            gained = count_answers(given, answers, times) or gained
+            if not complete or sum(seconds for seconds, _ in answers) > REPEATED_SECONDS:
+                break
+        in_vain = 0 if gained or complete else in_vain + 1
+    return times, peer.preparation
+
+
+def count_answers(given: Problem, answers: Sequence[tuple[float, Tensor]], times: Times) -> bool:
+    """Lower the times of the points that a run reaches; say whether some had not been reached before."""
+    spent, worst, gained = 0.0, 0.0, False
+    for k, (seconds, M) in enumerate(answers):
+        spent += seconds
+        worst = max(worst, given.gap(M, given.penalties[k]))
+        for target, mine in times.items():
+            if k + 1 in POINTS and worst <= target:
+                at = POINTS.index(k + 1)
+                gained = gained or math.isinf(mine[at])
+                mine[at] = min(mine[at], spent)
+    return gained
+
+
+def ratio(theirs: Sequence[float], mine: float, limit: float) -> float | str:
+    """Return the speed-up over the fastest, or its lower bound where none was done within the limit."""
+    best = min(theirs, default=math.inf)
+    return best / mine if best <= limit else f"> {limit / mine:.3g}"
+
+
+def value(ratio: float | str) -> float:
+    """Return the number."""
+    return float(str(ratio).removeprefix("> "))
+
+
+def compare(
+    given: Problem, found: Sequence[Peer], gaps: Sequence[float], repeats: int
+) -> list[dict[str, Any]]:
+    """Return a row a target and a point."""
+    mine = times_of_ours(given, gaps, repeats)
+    limits = limits_of(mine)
+    able = {
+        peer.name: times_of_peer(peer, given, limits, repeats)
+        for peer in found
+        if peer.installed and (peer.knows_groups or given.groups == 1)
+    }
+    rows = []
+    for target, limit in limits.items():
+        for at, point in enumerate(POINTS):
+            row: dict[str, Any] = {"problem": given.name, "gap": f"{target:.0e}", "penalties": point}
+            row["ours"] = own = mine[target][at]
+            for name in MAKERS:
+                seconds = able[name][0][target][at] if name in able else None
+                row[name] = "-" if seconds is None else seconds if seconds <= limit else f"over {limit:.2g}"
+            theirs = [(times[target][at], preparation) for times, preparation in able.values()]
+            row["best peer / ours"] = ratio([seconds for seconds, _ in theirs], own, limit)
+            # A peer past the limit stays past it.
+            with_rows = [s + preparation for s, preparation in theirs if s <= limit]
+            row["with rows"] = min(with_rows) / own if with_rows else row["best peer / ours"]
             rows.append(row)
     return rows
 
 
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row a problem: speed-ups on the sparse half and the whole path, and at the worst point."""
+    table = []
+    tightest = rows[-1]["gap"]
+    for name in dict.fromkeys(row["problem"] for row in rows):
+        mine = [row for row in rows if row["problem"] == name]
+        at = {row["penalties"]: row["best peer / ours"] for row in mine if row["gap"] == tightest}
+        worst = min(mine, key=lambda row: value(row["best peer / ours"]))
+        counted = min(mine, key=lambda row: value(row["with rows"]))
+        table.append(
+            {
+                "speed-up over the best peer": name,
+                f"sparse half, {tightest}": at[HALF],
+                f"path, {tightest}": at[len(SHARES)],
+                "worst point": worst["best peer / ours"],
+                "there": f"{worst['penalties']} penalties, {worst['gap']}",
+                "worst with rows": counted["with rows"],
+            }
+        )
+    return table
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Name what runs only a part."""
+    parser.add_argument("--only", default="", help="part of the names of the problems to run")
+    parser.add_argument("--gaps", type=float, nargs="+", default=TARGETS)
+
+
 def main() -> None:
     """Compare on every problem."""
-    args = arguments(__doc__ or "", repeats=3)
-    warnings.simplefilter("ignore")
+    args = arguments(__doc__ or "", repeats=3, add=add_options)
     problems = [synthetic(64, 64, 1), synthetic(64, 64, 9), synthetic(128, 128, 9)]
     if "LRCOMPRESS_DATA" in os.environ:
         problems += real(Path(os.environ["LRCOMPRESS_DATA"]))
     else:
         print("set LRCOMPRESS_DATA to add layers of ResNet20 and MNIST pixels")
-    rows = [row for problem in problems for row in compare(problem, args.repeats)]
+    found = [Peer(name, args.threads) for name in MAKERS]
+    missing = [peer.name for peer in found if not peer.installed]
+    if missing:
+        print(f"not installed: {', '.join(missing)}")
+    problems = [given for given in problems if args.only in given.name]
+    rows = [row for given in problems for row in compare(given, found, args.gaps, args.repeats)]
+    for peer in found:
+        peer.stop()
     publish("Group-lasso paths, seconds", args, rows)
+    print_table("Group-lasso paths, to a certified gap", summary(rows))
 
 
 if __name__ == "__main__":

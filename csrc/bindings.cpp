@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "dispatch.h"
+#include "math/momentum.h"
 #include "ops/autocorrelation.h"
 #include "ops/gram.h"
 #include "ops/group_lasso.h"
@@ -274,6 +275,61 @@ py::tuple bind_group_lasso(const TensorView& curvature, const TensorView& linear
     return py::make_tuple(result.objective, result.duality_gap, result.sweeps, result.support);
 }
 
+// `buffers` and `products` are of M and of the iterate before it.
+void bind_group_lasso_step(const std::array<TensorView, 2>& buffers,
+                           const std::array<TensorView, 2>& products, const TensorView& linear,
+                           const std::optional<TensorView>& weight, const TensorView& starts,
+                           const TensorView& thresholds, double energy, double step, double tol,
+                           const TensorView& terms, const TensorView& momentum, const TensorView& state,
+                           int threads) {
+    const GroupLassoStepArgs args{.current = buffers[0].as<const double>(),
+                                  .other = buffers[1].as<double>(),
+                                  .current_product = products[0].as<const double>(),
+                                  .other_product = products[1].as<const double>(),
+                                  .linear = linear.as<const double>(),
+                                  .weight = weight ? weight->as<const double>() : nullptr,
+                                  .starts = starts.as<const std::int64_t>(),
+                                  .thresholds = thresholds.as<const double>(),
+                                  .energy = energy,
+                                  .step = step,
+                                  .tol = tol,
+                                  .inputs = linear.shape[0],
+                                  .penalties = thresholds.shape[0],
+                                  .outputs = linear.shape[1],
+                                  .groups = thresholds.shape[1],
+                                  .terms = terms.as<double>(),
+                                  .momentum = momentum.as<double>(),
+                                  .state = state.as<std::int64_t>(),
+                                  .threads = threads};
+    dispatch(linear, [&](auto device) { group_lasso_step(device, args); });
+}
+
+void bind_group_lasso_certificate(const TensorView& solution, const TensorView& gradient,
+                                  const TensorView& target, bool is_weight, double energy,
+                                  const TensorView& group, const TensorView& thresholds,
+                                  const TensorView& certificates, int threads) {
+    const GroupLassoCertificateArgs args{.solution = solution.as<const double>(),
+                                         .gradient = gradient.as<const double>(),
+                                         .target = target.as<const double>(),
+                                         .is_weight = is_weight,
+                                         .energy = energy,
+                                         .group = group.as<const std::int64_t>(),
+                                         .thresholds = thresholds.as<const double>(),
+                                         .penalties = solution.shape[0],
+                                         .outputs = solution.shape[1],
+                                         .inputs = solution.shape[2],
+                                         .groups = thresholds.shape[1],
+                                         .certificates = certificates.as<double>(),
+                                         .threads = threads};
+    dispatch(solution, [&](auto device) {
+        if constexpr (std::is_same_v<decltype(device), Cpu>) {
+            group_lasso_certificate(device, args);
+        } else {
+            throw std::invalid_argument("group_lasso_certificate runs on CPU tensors only");
+        }
+    });
+}
+
 }  // namespace
 }  // namespace lrc
 
@@ -313,6 +369,14 @@ PYBIND11_MODULE(_C, m) {
     m.def("group_lasso", &lrc::bind_group_lasso, py::arg("curvature"), py::arg("linear"), py::arg("weight"),
           py::arg("starts"), py::arg("thresholds"), py::arg("energy"), py::arg("tol"), py::arg("max_sweeps"),
           py::arg("max_work"), py::arg("solution"), py::arg("gradient"), py::arg("threads"));
+    m.attr("STEP_TERMS") = static_cast<int>(lrc::kStepTerms);
+    m.def("group_lasso_step", &lrc::bind_group_lasso_step, py::arg("buffers"), py::arg("products"),
+          py::arg("linear"), py::arg("weight"), py::arg("starts"), py::arg("thresholds"), py::arg("energy"),
+          py::arg("step"), py::arg("tol"), py::arg("terms"), py::arg("momentum"), py::arg("state"),
+          py::arg("threads"));
+    m.def("group_lasso_certificate", &lrc::bind_group_lasso_certificate, py::arg("solution"),
+          py::arg("gradient"), py::arg("target"), py::arg("is_weight"), py::arg("energy"), py::arg("group"),
+          py::arg("thresholds"), py::arg("certificates"), py::arg("threads"));
     m.def("symmetric_eigenvalues", &lrc::bind_symmetric_eigenvalues, py::arg("matrices"), py::arg("problems"),
           py::arg("values"), py::arg("max_side"), py::arg("threads"));
 }

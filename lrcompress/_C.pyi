@@ -12,6 +12,7 @@ class BuildInfo(TypedDict):
 
 MAX_CUDA_SIDE: int
 MAX_CUDA_ROWS: int
+STEP_TERMS: int
 
 def build_info() -> BuildInfo: ...
 def autocorrelation(
@@ -53,6 +54,32 @@ def group_lasso(
     gradient: Tensor,
     threads: int,
 ) -> tuple[float, float, int, int]: ...
+def group_lasso_step(
+    buffers: Sequence[Tensor],
+    products: Sequence[Tensor],
+    linear: Tensor,
+    weight: Tensor | None,
+    starts: Tensor,
+    thresholds: Tensor,
+    energy: float,
+    step: float,
+    tol: float,
+    terms: Tensor,
+    momentum: Tensor,
+    state: Tensor,
+    threads: int,
+) -> None: ...
+def group_lasso_certificate(
+    solution: Tensor,
+    gradient: Tensor,
+    target: Tensor,
+    is_weight: bool,
+    energy: float,
+    group: Tensor,
+    thresholds: Tensor,
+    certificates: Tensor,
+    threads: int,
+) -> None: ...
 def lowrank_conv2d(
     input: Tensor,
     encoder: Tensor,

@@ -171,6 +171,42 @@ def test_small_gram_and_eigenvalues(dtype):
     assert (found.double() - exact).abs().max() <= 1e-6 * exact.max()
 
 
+def check_group_lasso(outputs, channels, area, steps):
+    """Against the twin on the CPU, which takes the same steps but for rounding, and by the certificate."""
+    random = torch.Generator().manual_seed(outputs + channels)
+    x = torch.randn(4 * channels * area, channels * area, generator=random, dtype=torch.float64).relu()
+    R, W = x.T @ x / len(x), torch.randn(outputs, channels * area, generator=random, dtype=torch.float64)
+    penalties = [ops.penalty_max(R, W, area) * share for share in (1.0, 0.5, 0.1, 0.03)]
+    cut = ops.group_lasso(R.cuda(), W.cuda(), penalties, area, "fista", max_iter=steps)
+    for penalty, found in zip(penalties, cut, strict=True):
+        same = ops.group_lasso(R, W, penalty, area, "fista", max_iter=steps)
+        torch.testing.assert_close(found.solution.cpu(), same.solution, rtol=1e-6, atol=1e-8)
+    for found in ops.group_lasso(R.cuda(), W.cuda(), penalties, area):
+        assert found.converged
+        again = ops.group_lasso(R, W, found.penalty, area, "fista", max_iter=0, initial=found.solution.cpu())
+        assert again.converged
+
+
+def only_on_gpu(test):
+    for mark in on_gpu:
+        test = mark(test)
+    return test
+
+
+# Steps: fewer than a graph holds, as many, and more.
+@only_on_gpu
+@pytest.mark.parametrize("steps", [3, 9, 25])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (40, 150, 1)], ids=str)
+def test_small_group_lassos(shape, steps):
+    check_group_lasso(*shape, steps)
+
+
+@only_on_gpu
+@pytest.mark.parametrize("shape", [(64, 64, 9), (300, 784, 1), (512, 512, 9)], ids=str)
+def test_group_lassos(shape):
+    check_group_lasso(*shape, 12)
+
+
 def test_without_a_gpu_nothing_goes_there():
     assert not _cuda.has_kernels(torch.zeros(1, dtype=torch.bfloat16))
     assert not _cuda.has_kernels(torch.zeros(1), (torch.float32,))

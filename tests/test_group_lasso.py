@@ -1,12 +1,18 @@
 """Group lasso: closed forms, optimality computed independently, both methods, and bad arguments."""
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
 
 from lrcompress import ops
 from lrcompress.ops import reference
+from lrcompress.ops._fista import fista
+from lrcompress.ops._groups import make_problem
+from lrcompress.ops._second_moments import Moments
 
+group_lasso = importlib.import_module("lrcompress.ops.group_lasso")  # ops names the function so
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
@@ -174,6 +180,22 @@ def test_target_is_the_same_problem_and_least_squares_at_zero() -> None:
         torch.testing.assert_close(M, same.solution, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("with_weight", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 5), (16, 7, 3)])
+def test_certificates_on_both_devices_agree(shape: tuple[int, int, int], with_weight: bool) -> None:
+    """What CUDA tensors get, run here: library calls instead of the native pass."""
+    outputs, channels, area = shape
+    R, W = moments(channels * area, outputs)
+    given = Moments(R, W @ R, float((W @ R * W).sum()), W if with_weight else None)
+    ids = torch.arange(channels).repeat_interleave(area)
+    thresholds = torch.rand(2, channels, dtype=torch.float64) + 0.1
+    M = W * torch.rand(2, 1, channels * area, dtype=torch.float64)
+    M[1, :, :area] = 0
+    native = group_lasso._certificates(given, ids, thresholds, M)
+    composed = group_lasso._composed_certificates(given, ids, thresholds, M, given.gradient(M))
+    torch.testing.assert_close(native, composed, rtol=1e-12, atol=1e-12 * given.energy)
+
+
 def test_groups_in_any_form_and_order() -> None:
     R, W = moments(12, 5)
     penalty = 0.2 * ops.penalty_max(R, W, 3)
@@ -214,6 +236,30 @@ def test_a_path_is_its_single_solves_in_any_order(method: str) -> None:
         alone = ops.group_lasso(R, W, penalty, 3, method, TOL)
         assert abs(alone.objective - answer.objective) <= TOL * (alone.objective + answer.objective)
     assert ops.group_lasso(R, W, [], 3, method) == []
+
+
+def test_penalties_solved_together_stop_one_by_one() -> None:
+    """The batch that a GPU runs, on the CPU's twin of its kernel."""
+    R, W = moments(18, 8)
+    ids = torch.arange(18) // 3
+    penalties = [ops.penalty_max(R, W, 3) * share for share in (1.5, 0.6, 0.2, 0.05)]
+    problem = make_problem(Moments(R, W @ R, float((W @ R * W).sum()), W), ids)
+    thresholds = torch.tensor(penalties, dtype=torch.float64)[:, None].repeat(1, 6)
+    lipschitz = float(torch.linalg.eigvalsh(problem.curvature)[-1])
+    start = torch.zeros_like(problem.linear)
+    together, counts = fista(problem, thresholds, 0.9 * TOL, 10_000, lipschitz, start)
+    assert counts[0] == 0
+    assert (counts.diff() > 0).all()
+    for penalty, threshold, N, count in zip(penalties, thresholds, together, counts, strict=True):
+        M = problem.out_of(N, W.shape)
+        again = ops.group_lasso(R, W, penalty, 3, "fista", TOL, max_iter=0, initial=M)
+        assert_certified(R, W, ids, again)
+        alone, steps = fista(problem, threshold[None], 0.9 * TOL, 10_000, lipschitz, start)
+        assert abs(int(steps[0]) - int(count)) <= 1
+        torch.testing.assert_close(alone[0], N, rtol=1e-6, atol=1e-7)
+    cut, counts = fista(problem, thresholds, 0.9 * TOL, 3, lipschitz, start)
+    assert counts.tolist() == [0, 3, 3, 3]
+    assert not cut[0].any()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -284,6 +330,7 @@ def test_nuclear_norm(shape: tuple[int, int], rank: int | None) -> None:
         ({"R": torch.zeros(3, 4)}, r"R must be a square .* got torch.float32 of shape \(3, 4\)"),
         ({"weight": torch.zeros(2, 5)}, r"in = 4 as in R, got torch.float32 of shape \(2, 5\)"),
         ({"R": torch.eye(4).index_fill(0, torch.tensor([1]), torch.nan)}, r"R must be finite"),
+        ({"R": torch.diag(torch.tensor([1.0, torch.inf, 1, 1]))}, r"R must be finite"),
         ({"weight": torch.full((2, 4), torch.inf)}, r"weight must be finite"),
         ({"R": torch.eye(4) + torch.eye(4).roll(1, 0).triu()}, r"symmetric, got R\[0, 3\] = 1 .* = 0"),
         ({"R": torch.diag(torch.tensor([1.0, -0.5, 2.0, 3.0]))}, r"eigenvalue -0.5 beside the largest 3"),
@@ -305,6 +352,7 @@ def test_nuclear_norm(shape: tuple[int, int], rank: int | None) -> None:
         ({"weight": None}, r"give a weight or a target, got neither"),
         ({"target": (torch.zeros(2, 4), 1.0)}, r"give a weight or a target, got both"),
         ({"weight": None, "target": (torch.zeros(2, 3), 1.0)}, r"target\[0\] must .* shape \(2, 3\)"),
+        ({"weight": None, "target": (torch.full((2, 4), torch.nan), 1.0)}, r"target\[0\] must be finite"),
         ({"weight": None, "target": (torch.zeros(2, 4), -1.0)}, r"target\[1\], .* at least 0 .* got -1.0"),
     ],
 )

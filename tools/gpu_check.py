@@ -13,6 +13,7 @@ from lrcompress import _C
 ROOT = Path(__file__).parents[1]
 TESTS = ["-m", "pytest", "-m", "cuda", "tests/test_cuda.py"]
 TOOLS = ("memcheck", "racecheck")
+BENCHES = ("lowrank_cuda", "autocorrelation_cuda", "group_lasso_cuda")
 
 
 def run(title: str, command: list[str], **environment: str) -> None:
@@ -40,8 +41,8 @@ def main() -> None:
         command = [sanitizer, "--tool", tool, "--error-exitcode", "1", sys.executable, *TESTS, "-k", "small"]
         # torch's allocator hands out parts of large blocks, in which a write too far goes unnoticed.
         run(tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    for name in ("lowrank_cuda", "autocorrelation_cuda"):
-        run("timings", [sys.executable, f"bench/{name}.py", "--json", f"bench/results/{name}.json"])
+    for bench in BENCHES:
+        run("timings", [sys.executable, f"bench/{bench}.py", "--json", f"bench/results/{bench}.json"])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/anderson.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 
@@ -14,16 +15,13 @@
 namespace lrc {
 namespace {
 
-typedef double LooseVec __attribute__((vector_size(32), aligned(8), may_alias));
-
 // Rows of the gradient that parallel_for hands out at once.
 constexpr std::int64_t kRowsATask = 12;
 // Of the tolerance: what a sweep may leave for the working set to count as solved.
 constexpr double kInnerShare = 0.5;
+// Sweeps that shrink the gap by as much while they do the work they were given are given it again.
+constexpr double kFast = 0.1;
 constexpr int kMaxNormSteps = 60;
-
-LRC_INLINE Vec load_any(const double* p) { return *reinterpret_cast<const LooseVec*>(p); }
-LRC_INLINE void store_any(double* p, Vec x) { *reinterpret_cast<LooseVec*>(p) = x; }
 
 // The rows of M that are not zero, in order.
 using Support = std::vector<std::int64_t>;
@@ -120,6 +118,7 @@ LRC_INLINE double block_norm(const double* squares, const double* curvatures, st
 struct Iterate {
     std::vector<double> norms;       // [groups]
     Support support;                 // of the norms
+    double objective;                // kept up to date by each step
     std::vector<double> squares;     // [rows of the largest group]
     std::vector<double> curvatures;  // as many
 };
@@ -141,37 +140,43 @@ LRC_INLINE double step(const GroupLassoArgs& args, std::int64_t group, Iterate& 
     const std::int64_t size = args.starts[group + 1] - begin;
     const double threshold = args.thresholds[group];
     const double shrinkage = norm > 0 ? threshold / norm : 0;
-    double violation = 0, total = 0;
+    double violation = 0, total = 0, before = threshold * norm;
     for (std::int64_t i = 0; i < size; ++i) {
         const double own = args.curvature[(begin + i) * args.inputs + begin + i];
         double* m = args.solution + (begin + i) * args.outputs;
         const double* gradient = args.gradient + (begin + i) * args.outputs;
-        Vec square{}, violated{};
+        Vec square{}, violated{}, value{};
         for (std::int64_t j = 0; j < args.outputs; j += kLanes) {
             const Vec slope = load_any(gradient + j), old = load_any(m + j);
             const Vec pull = own * old - slope, excess = slope + shrinkage * old;
             square += pull * pull;
             violated += excess * excess;
+            value += (slope - 0.5 * own * old) * old;
             store_any(m + j, pull);
         }
         iterate.curvatures[i] = own;
         iterate.squares[i] = sum(square);
         total += iterate.squares[i];
         violation += sum(violated);
+        before += sum(value);
     }
     violation = std::sqrt(violation);
     if (norm == 0) violation = std::max(0.0, violation - threshold);
     if (total <= threshold * threshold) {
         std::fill_n(args.solution + begin * args.outputs, size * args.outputs, 0.0);
         norm = 0;
+        iterate.objective -= before;
         return violation / threshold;
     }
     norm = block_norm(iterate.squares.data(), iterate.curvatures.data(), size, threshold, norm);
+    double after = threshold * norm;
     for (std::int64_t i = 0; i < size; ++i) {
         const double factor = norm / (iterate.curvatures[i] * norm + threshold);
+        after += (0.5 * iterate.curvatures[i] * factor - 1) * factor * iterate.squares[i];
         double* m = args.solution + (begin + i) * args.outputs;
         for (std::int64_t j = 0; j < args.outputs; j += kLanes) store_any(m + j, factor * load_any(m + j));
     }
+    iterate.objective += after - before;
     return violation / threshold;
 }
 
@@ -197,7 +202,7 @@ struct Residual {
 class Solver {
   public:
     explicit Solver(const GroupLassoArgs& args)
-        : args_(args), iterate_{std::vector<double>(args.groups), {}, {}, {}} {
+        : args_(args), iterate_{std::vector<double>(args.groups), {}, 0, {}, {}}, anderson_(args.outputs) {
         std::int64_t largest = 0;
         for (std::int64_t g = 0; g < args.groups; ++g) {
             largest = std::max(largest, args.starts[g + 1] - args.starts[g]);
@@ -212,19 +217,31 @@ class Solver {
         GroupLassoResult result{};
         double share = kInnerShare;
         double work = 0;
+        double last_gap = 0;  // when the work was counted from zero
         const auto spent = [&] { return result.sweeps >= args_.max_sweeps || work >= args_.max_work; };
         for (;;) {
             measure(result);
             result.support = static_cast<std::int64_t>(iterate_.support.size());
+            const bool fast = result.duality_gap <= kFast * last_gap;
+            if (work == 0 || (spent() && fast)) {
+                work = 0;
+                last_gap = result.duality_gap;
+            }
             if (result.duality_gap <= args_.tol * result.objective || spent()) return result;
             collect_violated();
+            iterate_.objective = result.objective;
+            anderson_.clear();
             for (;;) {
                 const double violation = sweep(args_, working_, iterate_);
                 ++result.sweeps;
-                work += static_cast<double>(rows_of(working_)) * iterate_.support.size() * args_.outputs;
+                work += work_of_sweep();
                 collect_active();
                 // A violation v of all conditions is a gap of v times the penalty's part of the objective.
                 if (violation * penalty_ <= share * args_.tol * result.objective || spent()) break;
+                if (anderson_.push(args_.solution, iterate_.support)) {
+                    work += work_of_sweep();
+                    extrapolate();
+                }
             }
             share *= kInnerShare;
             refresh_gradient();
@@ -238,10 +255,32 @@ class Solver {
         return dot(rows, rows, args_.starts[group + 1] * args_.outputs - begin);
     }
 
-    std::int64_t rows_of(const std::vector<std::int64_t>& groups) const {
+    double work_of_sweep() const {
         std::int64_t rows = 0;
-        for (const std::int64_t g : groups) rows += args_.starts[g + 1] - args_.starts[g];
-        return rows;
+        for (const std::int64_t g : working_) rows += args_.starts[g + 1] - args_.starts[g];
+        return static_cast<double>(rows) * iterate_.support.size() * args_.outputs;
+    }
+
+    // Combines the last iterates, all of them of the working set, where that makes the objective smaller.
+    void extrapolate() {
+        if (!anderson_.combine(args_.solution)) return;
+        double objective = args_.energy / 2;
+        for (const std::int64_t g : working_) {
+            compute_gradient(args_, iterate_.support.data(),
+                             static_cast<std::int64_t>(iterate_.support.size()), args_.starts[g],
+                             args_.starts[g + 1]);
+            objective += args_.thresholds[g] * std::sqrt(square_of(args_.solution, g));
+            for (std::int64_t i = args_.starts[g] * args_.outputs; i < args_.starts[g + 1] * args_.outputs;
+                 i += args_.outputs) {
+                objective += (dot(args_.gradient + i, args_.solution + i, args_.outputs) -
+                              dot(args_.linear + i, args_.solution + i, args_.outputs)) /
+                             2;
+            }
+        }
+        if (!(objective < iterate_.objective)) return anderson_.restore(args_.solution);
+        iterate_.objective = objective;
+        for (const std::int64_t g : working_) iterate_.norms[g] = std::sqrt(square_of(args_.solution, g));
+        anderson_.push(args_.solution, iterate_.support);
     }
 
     // The groups that are not zero, and those that should not be.
@@ -299,6 +338,7 @@ class Solver {
 
     const GroupLassoArgs& args_;
     Iterate iterate_;
+    Anderson anderson_;
     std::vector<std::int64_t> working_;
     double penalty_ = 0;  // sum_g thresholds[g] |M_g|
 };

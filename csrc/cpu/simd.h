@@ -18,12 +18,16 @@
 namespace lrc {
 
 typedef double Vec __attribute__((vector_size(32), may_alias));
+typedef double LooseVec __attribute__((vector_size(32), aligned(8), may_alias));
 typedef std::uint64_t VecBits __attribute__((vector_size(32), may_alias));
 inline constexpr std::int64_t kLanes = 4;
 
 // Pointers are aligned to sizeof(Vec).
 LRC_INLINE Vec load(const double* p) { return *reinterpret_cast<const Vec*>(p); }
 LRC_INLINE void store(double* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
+// The same of any pointer.
+LRC_INLINE Vec load_any(const double* p) { return *reinterpret_cast<const LooseVec*>(p); }
+LRC_INLINE void store_any(double* p, Vec x) { *reinterpret_cast<LooseVec*>(p) = x; }
 LRC_INLINE Vec splat(double x) { return Vec{x, x, x, x}; }
 LRC_INLINE double sum(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 

@@ -29,7 +29,7 @@ def descend(
 
     Stops early where rounding does not let the gap shrink any more. Sweeps settle which groups are zero; on
     the others the objective is smooth, and Newton's method takes a handful of steps where sweeps of a badly
-    conditioned problem take thousands.
+    conditioned problem take thousands, or hundreds with extrapolation.
     """
     iterations = support = stalled = 0
     least = float("inf")

@@ -1,11 +1,96 @@
 """Accelerated proximal gradient for the group lasso, many penalties at once."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
+from lrcompress import _C
 from lrcompress.ops._groups import Problem
 
-CHECK_EVERY = 5  # iterations between two looks at the gap, each of which waits for the device
+# Iterations between two looks at what still runs, each of which waits for the device. Even, so that a CUDA
+# graph of as many ends where it began: with the iterate in the first of two buffers.
+LOOK_EVERY = 10
+# Of a penalty: growth and beta of the momentum, objective, gap; and iterations, running, ticket.
+MOMENTUM = (1.0, 0.0, 0.0, 0.0)
+STATE = (0, 1, 0)
+
+
+class Iteration:
+    """The iterates of all penalties, [rows, penalties, outputs] in two buffers that take turns.
+
+    An iteration is one product with the curvature, a library call, and one fused kernel. The product of the
+    extrapolated point is extrapolated too, so that of the iterate gives the duality gap for nothing. A
+    penalty that has converged stays where it is.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        thresholds: Tensor,  # [penalties, groups], > 0
+        tol: float,  # on the duality gap over the objective
+        lipschitz: float,  # at least the largest eigenvalue of the curvature
+        start: Tensor,  # [rows, outputs]
+    ) -> None:
+        """Allocate all that the iterations need."""
+        self.problem, self.thresholds = problem, thresholds
+        self.tol, self.step = tol, 1 / lipschitz
+        penalties, groups = thresholds.shape
+        first = start[:, None].repeat(1, penalties, 1)
+        self.buffers = [first, first.clone()]
+        self.products = [torch.zeros_like(first), torch.zeros_like(first)]
+        self.terms = first.new_empty(penalties, groups, _C.STEP_TERMS)
+        self.momentum = first.new_tensor(MOMENTUM).repeat(penalties, 1)
+        self.state = torch.tensor(STATE, device=first.device).repeat(penalties, 1)
+
+    def run(self, number: int) -> None:
+        """Run iteration ``number``: measure the iterate in its buffer, and write the next to the other."""
+        now, other = number % 2, 1 - number % 2
+        torch.mm(self.problem.curvature, self.buffers[now].flatten(1), out=self.products[now].flatten(1))
+        _C.group_lasso_step(
+            (self.buffers[now], self.buffers[other]),
+            (self.products[now], self.products[other]),
+            self.problem.linear,
+            self.problem.weight,
+            self.problem.starts,
+            self.thresholds,
+            self.problem.energy,
+            self.step,
+            self.tol,
+            self.terms,
+            self.momentum,
+            self.state,
+            torch.get_num_threads(),
+        )
+
+    def running(self) -> bool:
+        """Say whether a penalty has not converged; waits for the device."""
+        return bool(self.state[:, 1].any())
+
+    def captured(self) -> torch.cuda.CUDAGraph:
+        """Return a graph of iterations 0 to LOOK_EVERY - 1, which has run none of them."""
+        kept = [tensor.clone() for tensor in self._changed()]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries allocate on their first call, which no graph may hold
+            self.run(0)
+        torch.cuda.current_stream().wait_stream(stream)
+        for tensor, before in zip(self._changed(), kept, strict=True):
+            tensor.copy_(before)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for number in range(LOOK_EVERY):
+                self.run(number)
+        return graph
+
+    def _changed(self) -> list[Tensor]:
+        return [*self.buffers, *self.products, self.momentum, self.state]
+
+    def found(self, max_iter: int) -> tuple[Tensor, Tensor]:
+        """Return the solutions [penalties, rows, outputs], and their iterations [penalties]."""
+        iterations = self.state[:, 0].clamp(max=max_iter)
+        even = (iterations % 2 == 0)[None, :, None]
+        return torch.where(even, self.buffers[0], self.buffers[1]).transpose(0, 1).contiguous(), iterations
 
 
 def fista(
@@ -13,71 +98,26 @@ def fista(
     thresholds: Tensor,  # [penalties, groups], > 0
     tol: float,  # on the duality gap over the objective
     max_iter: int,
-    lipschitz: Tensor,  # scalar, at least the largest eigenvalue of the curvature
-    N: Tensor,  # [penalties, rows, outputs], the start
+    lipschitz: float,  # at least the largest eigenvalue of the curvature
+    start: Tensor,  # [rows, outputs]
 ) -> tuple[Tensor, Tensor]:  # [penalties, rows, outputs]; iterations int64 [penalties]
     """Minimise for each penalty, with momentum that restarts when it points uphill.
 
-    One product with the curvature an iteration: that of the extrapolated point is extrapolated, and that of
-    the iterate gives the duality gap for nothing.
+    On a GPU the iterations are replays of a CUDA graph.
     Source: Beck and Teboulle (2009), eq. 4.1-4.3; O'Donoghue and Candes (2015), the gradient scheme.
     """
-    penalties = len(thresholds)
-    done = torch.full((penalties,), max_iter, dtype=torch.int64, device=N.device)
-    best = N.clone()
-    running = torch.ones(penalties, dtype=torch.bool, device=N.device)
-    product = problem.curvature @ N
-    point, point_product = N, product
-    momentum = torch.ones(penalties, 1, 1, dtype=N.dtype, device=N.device)
-    for iteration in range(max_iter + 1):
-        if iteration % CHECK_EVERY == 0 or iteration == max_iter:
-            objective, gap = measure(problem, N, product - problem.linear, thresholds)
-            reached = running & (gap <= tol * objective)
-            best = torch.where(running[:, None, None], N, best)
-            done[reached] = iteration
-            running &= ~reached
-            if iteration == max_iter or not running.any():
-                break
-        forward = point - (point_product - problem.linear) / lipschitz
-        new = shrink(problem, forward, thresholds / lipschitz)
-        new_product = problem.curvature @ new
-        uphill = ((point - new) * (new - N)).sum((1, 2), keepdim=True) > 0
-        momentum = torch.where(uphill, 1.0, momentum)
-        grown = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
-        beta = torch.where(uphill, 0.0, (momentum - 1) / grown)
-        point = new + beta * (new - N)
-        point_product = new_product + beta * (new_product - product)
-        N, product, momentum = new, new_product, grown
-    return best, done
-
-
-def shrink(
-    problem: Problem,
-    matrix: Tensor,  # [penalties, rows, outputs]
-    thresholds: Tensor,  # [penalties, groups]
-) -> Tensor:
-    """Shorten each group by its threshold, and make it zero where it is no longer than that."""
-    norms = problem.norms(matrix)
-    factors = (1 - thresholds / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(min=0)
-    return matrix * factors[:, problem.group, None]
-
-
-def measure(
-    problem: Problem,
-    N: Tensor,  # [penalties, rows, outputs]
-    gradient: Tensor,  # [penalties, rows, outputs], at N
-    thresholds: Tensor,  # [penalties, groups]
-) -> tuple[Tensor, Tensor]:  # [penalties], [penalties]
-    """Return the objective and the duality gap."""
-    if problem.weight is None:
-        aligned = problem.energy - (problem.linear * N).sum((1, 2))
-    else:
-        aligned = -(gradient * problem.weight).sum((1, 2))  # does not cancel where the residual is small
-    residual = (aligned + (gradient * N).sum((1, 2))).clamp(min=0)
-    penalty = (thresholds * problem.norms(N)).sum(1)
-    return residual / 2 + penalty, duality_gap(
-        residual, aligned, penalty, problem.norms(gradient), thresholds
-    )
+    with torch.cuda.device(start.device) if start.is_cuda else nullcontext():
+        iteration = Iteration(problem, thresholds, tol, lipschitz, start)
+        number = 0  # up to max_iter, whose step does not count: it says where the last one led
+        if start.is_cuda and max_iter + 1 >= LOOK_EVERY:
+            graph = iteration.captured()
+            while number + LOOK_EVERY <= max_iter + 1 and iteration.running():
+                graph.replay()
+                number += LOOK_EVERY
+        while number <= max_iter and iteration.running():
+            iteration.run(number)
+            number += 1
+        return iteration.found(max_iter)
 
 
 def duality_gap(

@@ -49,6 +49,10 @@ def group_ids(groups: Groups, columns: int) -> Tensor:  # int64 [columns], 0 to 
     return ids
 
 
+# Of each size above 1: rows [count * size], None for all, and orthonormal columns [count, size, size].
+Rotation = list[tuple[Tensor | None, Tensor]]
+
+
 @dataclass(frozen=True)
 class Problem:
     """The group lasso for ``N``, where the rows of M^T are sorted by group and each group is rotated.
@@ -64,8 +68,8 @@ class Problem:
     group: Tensor  # int64 [rows], ascending, numbers of the groups that are left
     starts: Tensor  # int64 [groups + 1]
     kept: Tensor  # int64 [groups], their numbers in the caller's order
-    columns: Tensor  # int64 [rows]
-    rotation: list[tuple[Tensor, Tensor]]  # of each size above 1: rows [count, size], [count, size, size]
+    columns: Tensor | slice  # int64 [rows], or all of them in their order
+    rotation: Rotation
     basis: Tensor | None  # [out, outputs], orthonormal, where there are more outputs than inputs
 
     def norms(
@@ -91,22 +95,25 @@ class Problem:
         shape: torch.Size,  # out, in
     ) -> Tensor:  # [out, in]
         """Change back; dead columns are zero."""
-        M = N.new_zeros(shape)
         width = shape[0] if self.basis is None else self.basis.shape[1]
         inner = rotate(N[:, :width], self.rotation, back=True).T
-        M[:, self.columns] = inner if self.basis is None else self.basis @ inner
-        return M
+        outer = inner.contiguous() if self.basis is None else self.basis @ inner
+        if isinstance(self.columns, slice):
+            return outer
+        return N.new_zeros(shape).index_copy_(1, self.columns, outer)
 
 
 def rotate(
     matrix: Tensor,  # [rows, any]
-    rotation: list[tuple[Tensor, Tensor]],
+    rotation: Rotation,
     back: bool,
 ) -> Tensor:
     """Multiply each group of rows by its rotation."""
-    matrix = matrix.clone()
     for rows, vectors in rotation:
-        matrix[rows] = (vectors if back else vectors.mT) @ matrix[rows]
+        turn = vectors if back else vectors.mT
+        part = matrix if rows is None else matrix[rows]
+        turned: Tensor = (turn @ part.unflatten(0, vectors.shape[:2])).flatten(0, 1)
+        matrix = turned if rows is None else matrix.index_copy(0, rows, turned)
     return matrix
 
 
@@ -116,23 +123,17 @@ def make_problem(
 ) -> Problem:
     """Drop dead columns, sort by group, rotate, and drop what the outputs have beyond the inputs."""
     R, cross = moments.R, moments.cross
-    alive = R.diagonal() > 0
     ids = ids.to(R.device)
-    columns = torch.argsort(ids, stable=True)
-    columns = columns[alive[columns]]
-    kept, group, sizes = torch.unique(ids[columns], return_inverse=True, return_counts=True)
+    columns = _live_columns(R, ids)
+    kept, group, sizes = torch.unique_consecutive(ids[columns], return_inverse=True, return_counts=True)
     starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
     R = R[columns][:, columns]
-    rotation = []
-    for size in sizes.unique().tolist():
-        if size == 1:
-            continue
-        rows = starts[:-1][sizes == size, None] + torch.arange(size, device=R.device)
-        rotation.append((rows, torch.linalg.eigh(R[rows[:, :, None], rows[:, None, :]]).eigenvectors))
-    R = rotate(rotate(R, rotation, back=False).T, rotation, back=False)
-    R.diagonal().clamp_(min=0)
+    rotation = _rotation(R, starts, sizes)
+    if rotation:
+        R = rotate(rotate(R, rotation, back=False).T, rotation, back=False)
+        R.diagonal().clamp_(min=0)
     basis = None
-    if cross.shape[0] > len(columns):
+    if cross.shape[0] > len(group):
         # M = basis N: the norms of columns stay, and what is orthogonal to the targets' span is zero.
         basis = torch.linalg.qr(cross[:, columns]).Q
     linear = _into(cross, columns, rotation, basis)
@@ -141,12 +142,40 @@ def make_problem(
     return Problem(R.contiguous(), linear, weight, energy, group, starts, kept, columns, rotation, basis)
 
 
+def _live_columns(
+    R: Tensor,  # [in, in]
+    ids: Tensor,  # int64 [in], the group of each column
+) -> Tensor | slice:  # int64 [rows]
+    """Return the columns with R_jj > 0, sorted by group; as a slice where nothing moves."""
+    alive = R.diagonal() > 0
+    if alive.all() and (ids[1:] >= ids[:-1]).all():
+        return slice(None)
+    columns = torch.argsort(ids, stable=True)
+    return columns[alive[columns]]
+
+
+def _rotation(
+    R: Tensor,  # [rows, rows]
+    starts: Tensor,  # int64 [groups + 1]
+    sizes: Tensor,  # int64 [groups]
+) -> Rotation:
+    """Return the eigenvectors of each group's own block."""
+    rotation: Rotation = []
+    for size in sorted(set(sizes.tolist()) - {1}):
+        alike = sizes == size
+        rows = starts[:-1][alike, None] + torch.arange(size, device=R.device)
+        vectors = torch.linalg.eigh(R[rows[:, :, None], rows[:, None, :]]).eigenvectors
+        rotation.append((None if alike.all() else rows.flatten(), vectors))
+    return rotation
+
+
 def _into(
     M: Tensor,  # [out, in]
-    columns: Tensor,
-    rotation: list[tuple[Tensor, Tensor]],
+    columns: Tensor | slice,
+    rotation: Rotation,
     basis: Tensor | None,
 ) -> Tensor:  # [rows, outputs]
     inner = M[:, columns] if basis is None else basis.T @ M[:, columns]
     rows = rotate(inner.T, rotation, back=False)
-    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % LANES)).contiguous()
+    missing = -rows.shape[1] % LANES
+    return torch.nn.functional.pad(rows, (0, missing)).contiguous() if missing else rows.contiguous()

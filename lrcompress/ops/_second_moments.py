@@ -1,5 +1,6 @@
 """Checks of what the solvers on second moments are given: an autocorrelation, and a weight or a target."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -61,10 +62,8 @@ def moments(
         )
     if matrix.device != R.device:
         raise ValueError(f"R and {name} must lie on one device, got {R.device} and {matrix.device}")
-    for what, tensor in (("R", R), (name, matrix)):
-        if not tensor.isfinite().all():
-            raise ValueError(f"{what} must be finite, got nan or infinity")
     exact = _checked_autocorrelation(R.detach())
+    _check_finite(name, matrix.detach())
     matrix = matrix.detach().to(torch.float64)
     if target is None:
         cross = matrix @ exact
@@ -75,28 +74,43 @@ def moments(
     return Moments(exact, matrix, energy, None)
 
 
+def _check_finite(name: str, matrix: Tensor) -> float:
+    """Return the largest absolute value: one pass, where ``isfinite`` takes several."""
+    if matrix.numel() == 0:
+        return 0.0
+    low, high = (float(value) for value in torch.aminmax(matrix))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} must be finite, got nan or infinity")
+    return max(-low, high)
+
+
 def _checked_autocorrelation(
     R: Tensor,  # [in, in]
 ) -> Tensor:  # float64, exactly symmetric
-    """Check symmetry and eigenvalues up to the rounding of R's dtype."""
+    """Check that R is finite, and its symmetry and eigenvalues up to the rounding of its dtype."""
     rounding = R.shape[0] * torch.finfo(R.dtype).eps
     exact = R.to(torch.float64)
-    asymmetry = (exact - exact.T).abs()
-    largest = exact.abs().max() if exact.numel() else exact.sum()
-    if asymmetry.numel() and asymmetry.max() > rounding * largest:
+    if exact.numel() == 0:
+        return exact
+    largest = _check_finite("R", exact)
+    asymmetry = exact - exact.T
+    worst = float(asymmetry.max())
+    if worst > rounding * largest:
         i, j = divmod(int(asymmetry.argmax()), R.shape[0])
         raise ValueError(
             f"R must be symmetric, got R[{i}, {j}] = {exact[i, j]:.6g} and R[{j}, {i}] = {exact[j, i]:.6g}"
         )
-    exact = (exact + exact.T) / 2
-    if not exact.any():
+    if worst > 0:
+        exact = (exact + exact.T) / 2
+    if largest == 0:
         return exact
     # A Cholesky factor is many times cheaper than eigenvalues, which only the message needs.
+    shift = rounding * float(exact.norm())
     shifted = exact.clone()
-    shifted.diagonal().add_(rounding * exact.norm())
+    shifted.diagonal().add_(shift)
     if int(torch.linalg.cholesky_ex(shifted).info) != 0:
         values = torch.linalg.eigvalsh(exact)
-        if values[0] < -rounding * exact.norm():
+        if values[0] < -shift:
             raise ValueError(
                 f"R must be positive semi-definite, got the eigenvalue {values[0]:.6g} "
                 f"beside the largest {values[-1]:.6g}"

@@ -7,6 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from lrcompress import _C
 from lrcompress.ops._descent import descend
 from lrcompress.ops._fista import duality_gap, fista
 from lrcompress.ops._groups import Groups, Problem, group_ids, make_problem
@@ -89,15 +90,16 @@ def group_lasso(
     are. Columns with R_jj = 0 are zero in M; with penalty 0, M is otherwise the weight, or the least-squares
     solution.
 
-    ``bcd``, on the CPU alone, is block coordinate descent over an active set with Newton steps on the
-    support, each an inverse of the support's size. ``fista`` needs one product M R an iteration, and solves a
-    path's penalties together on a GPU. ``auto`` is ``bcd`` on the CPU and ``fista`` elsewhere.
+    ``bcd``, on the CPU alone, is block coordinate descent over an active set with Anderson acceleration, in
+    turn with Newton steps on the support, each an inverse of the support's size. ``fista`` needs one product
+    M R an iteration, and solves a path's penalties together on a GPU. ``auto`` is ``bcd`` on the CPU, where
+    no share of active groups was found at which ``fista`` is faster, and ``fista`` elsewhere.
 
     Raises:
         ValueError: a shape, value or device is not as annotated, the groups are no partition, or R is not
             symmetric or has a negative eigenvalue, beyond rounding.
     Source: Robin and Jain, Linear Neural Reconstruction; Beck and Teboulle (2009); Qin, Scheinberg and
-        Goldfarb (2013); Yang and Hastie (2024).
+        Goldfarb (2013); Bertrand and Massias (2021); Yang and Hastie (2024).
     """
     given = moments(R, weight, target)
     ids = group_ids(groups, R.shape[0]).to(R.device)
@@ -143,7 +145,9 @@ def _solve(
     positive = [i for i in order if penalties[i] > 0]
     if positive:
         problem = make_problem(given, ids)
-        thresholds = given.R.new_tensor([penalties[i] for i in positive])[:, None] * scales[problem.kept]
+        all_thresholds = given.R.new_tensor([penalties[i] for i in positive])[:, None] * scales
+        kept_all = len(problem.kept) == len(scales)
+        thresholds = all_thresholds if kept_all else all_thresholds[:, problem.kept]
         start = torch.zeros_like(problem.linear) if initial is None else problem.into(initial.to(given.R))
         if len(problem.kept) == 0:
             solved = [(start, 0)] * len(positive)
@@ -152,7 +156,7 @@ def _solve(
         else:
             solved = _by_descent(problem, thresholds, AIM * tol, max_iter, start)
         answers = [(problem.out_of(N, given.cross.shape), iterations) for N, iterations in solved]
-        certified = certify(given, ids, scales, [penalties[i] for i in positive], answers, tol)
+        certified = certify(given, ids, all_thresholds, [penalties[i] for i in positive], answers, tol)
         found = dict(zip(positive, certified, strict=True))
     for i in order[len(positive) :]:
         found[i] = _unpenalised(given, tol)
@@ -167,7 +171,7 @@ def _by_descent(
     N: Tensor,  # [rows, outputs]
 ) -> list[tuple[Tensor, int]]:
     """Walk down the path, each solution the next one's start."""
-    gradient = problem.curvature @ N - problem.linear if N.any() else -problem.linear
+    gradient = torch.addmm(problem.linear, problem.curvature, N, beta=-1) if N.any() else -problem.linear
     path = []
     for threshold in thresholds:
         iterations = descend(problem, threshold, tol, max_iter, N, gradient)
@@ -183,24 +187,20 @@ def _by_fista(
     N: Tensor,  # [rows, outputs]
 ) -> list[tuple[Tensor, int]]:
     """Walk down the path on the CPU; elsewhere solve all at once, for warm starts save little."""
-    lipschitz = torch.linalg.eigvalsh(problem.curvature)[-1]
-    if problem.curvature.device.type != "cpu":
-        together, counts = fista(
-            problem, thresholds, tol, max_iter, lipschitz, N.expand(len(thresholds), -1, -1)
-        )
-        return list(zip(together, counts.tolist(), strict=True))
-    path = []
-    for threshold in thresholds:
-        solved, count = fista(problem, threshold[None], tol, max_iter, lipschitz, N[None])
-        N = solved[0]
-        path.append((N, int(count[0])))
+    lipschitz = float(torch.linalg.eigvalsh(problem.curvature)[-1])
+    at_once = 1 if N.device.type == "cpu" else len(thresholds)
+    path: list[tuple[Tensor, int]] = []
+    for some in thresholds.split(at_once):
+        together, counts = fista(problem, some, tol, max_iter, lipschitz, N)
+        N = together[-1]
+        path += zip(together, counts.tolist(), strict=True)
     return path
 
 
 def certify(
     given: Moments,
     ids: Tensor,  # int64 [in]
-    scales: Tensor,  # [groups]
+    thresholds: Tensor,  # [penalties, groups], > 0
     penalties: list[float],  # > 0
     answers: list[tuple[Tensor, int]],  # of each penalty: M [out, in], iterations
     tol: float,
@@ -210,8 +210,8 @@ def certify(
     at_once = max(1, CERTIFIED_AT_ONCE // max(1, given.cross.numel()))
     for begin in range(0, len(answers), at_once):
         some = slice(begin, begin + at_once)
-        thresholds = given.R.new_tensor(penalties[some])[:, None] * scales
-        table = _certificates(given, ids, thresholds, torch.stack([M for M, _ in answers[some]])).tolist()
+        stacked = torch.stack([M for M, _ in answers[some]])
+        table = _certificates(given, ids, thresholds[some], stacked).tolist()
         for penalty, (M, iterations), numbers in zip(penalties[some], answers[some], table, strict=True):
             objective, gap, off = numbers
             certified.append(GroupLasso(M, penalty, objective, gap, off, iterations, gap <= tol * objective))
@@ -224,8 +224,34 @@ def _certificates(
     thresholds: Tensor,  # [penalties, groups], > 0
     M: Tensor,  # [penalties, out, in]
 ) -> Tensor:  # [penalties, 3]: objective, duality gap, KKT residual
-    groups = thresholds.shape[1]
     gradient = given.gradient(M)
+    if M.device.type != "cpu":
+        return _composed_certificates(given, ids, thresholds, M, gradient)
+    found = gradient.new_empty(len(M), 3)
+    target, is_weight = (given.cross, False) if given.weight is None else (given.weight, True)
+    _C.group_lasso_certificate(
+        M,
+        gradient,
+        target.contiguous(),
+        is_weight,
+        given.energy,
+        ids,
+        thresholds,
+        found,
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def _composed_certificates(
+    given: Moments,
+    ids: Tensor,  # int64 [in]
+    thresholds: Tensor,  # [penalties, groups], > 0
+    M: Tensor,  # [penalties, out, in]
+    gradient: Tensor,  # [penalties, out, in], at M
+) -> Tensor:  # [penalties, 3]: objective, duality gap, KKT residual
+    """Do the same in torch, on any device."""
+    groups = thresholds.shape[1]
     residual, aligned = given.residual(M, gradient)
     norms = _column_norms(M, ids, groups)
     slopes = _column_norms(gradient, ids, groups)

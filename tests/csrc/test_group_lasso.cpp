@@ -128,6 +128,62 @@ Solved solve(const Problem& problem, const std::vector<double>& thresholds, bool
     return {result, solution};
 }
 
+// The certificate of two copies of M, in the caller's layout, must say what the solver found and not depend
+// on threads.
+void expect_certified(const Problem& problem, const std::vector<double>& thresholds, const Solved& solved,
+                      bool with_weight) {
+    const std::int64_t d = problem.inputs, o = problem.outputs, size = d * o;
+    std::vector<double> solution(2 * size), gradient(2 * size), target(size);
+    std::vector<std::int64_t> group(d);
+    for (std::size_t g = 0; g < thresholds.size(); ++g)
+        std::fill(group.begin() + problem.starts[g], group.begin() + problem.starts[g + 1], g);
+    for (std::int64_t i = 0; i < d; ++i) {
+        for (std::int64_t c = 0; c < o; ++c) {
+            double slope = -problem.linear[i * o + c];
+            for (std::int64_t j = 0; j < d; ++j)
+                slope += problem.curvature[i * d + j] * solved.solution[j * o + c];
+            for (std::int64_t copy : {0, 1}) {
+                solution[copy * size + c * d + i] = solved.solution[i * o + c];
+                gradient[copy * size + c * d + i] = slope;
+            }
+            target[c * d + i] = (with_weight ? problem.weight : problem.linear)[i * o + c];
+        }
+    }
+    std::vector<double> twice(thresholds);
+    twice.insert(twice.end(), thresholds.begin(), thresholds.end());
+    std::vector<double> found[2];
+    for (int threads : {1, 2}) {
+        std::vector<double>& certificates = found[threads - 1];
+        certificates.assign(2 * 3 + 1, kUntouched);
+        lrc::group_lasso_certificate(lrc::Cpu{}, {.solution = solution.data(),
+                                                  .gradient = gradient.data(),
+                                                  .target = target.data(),
+                                                  .is_weight = with_weight,
+                                                  .energy = problem.energy,
+                                                  .group = group.data(),
+                                                  .thresholds = twice.data(),
+                                                  .penalties = 2,
+                                                  .outputs = o,
+                                                  .inputs = d,
+                                                  .groups = static_cast<std::int64_t>(thresholds.size()),
+                                                  .certificates = certificates.data(),
+                                                  .threads = threads});
+    }
+    check::expect(found[0] == found[1] && found[0].back() == kUntouched, "certificates depend on threads");
+    for (std::int64_t copy : {0, 1}) {
+        const double* certificate = found[0].data() + 3 * copy;
+        const double off = violation(problem, thresholds, solved.solution.data());
+        check::expect(std::fabs(certificate[0] - solved.result.objective) <= 1e-12 * problem.energy,
+                      "objective %g, not %g", certificate[0], solved.result.objective);
+        check::expect(std::fabs(certificate[1] - solved.result.duality_gap) <= 1e-12 * problem.energy,
+                      "gap %g, not %g", certificate[1], solved.result.duality_gap);
+        // All thresholds are equal here, and rounding is of the gradient's size.
+        check::expect(std::fabs(certificate[2] - std::max(0.0, off) * thresholds[0]) <=
+                          1e-12 * std::sqrt(problem.energy) * d,
+                      "off by %g, not %g", certificate[2], off * thresholds[0]);
+    }
+}
+
 void test(const std::vector<std::int64_t>& sizes, std::int64_t outputs, unsigned seed) {
     const Problem problem = make_problem(sizes, outputs, seed);
     double top = 0;
@@ -147,6 +203,8 @@ void test(const std::vector<std::int64_t>& sizes, std::int64_t outputs, unsigned
         const Solved other = solve(problem, thresholds, false, 1, 10000);
         check::expect(std::fabs(other.result.objective - one.result.objective) <= 1e-9 * problem.energy,
                       "with and without a weight: %g and %g", one.result.objective, other.result.objective);
+        expect_certified(problem, thresholds, one, true);
+        expect_certified(problem, thresholds, other, false);
         const Solved cut = solve(problem, thresholds, true, 1, 1);
         check::expect(cut.result.sweeps <= 1, "%lld sweeps", static_cast<long long>(cut.result.sweeps));
     }

@@ -29,6 +29,15 @@ alignas(128) inline unsigned char dynamic_shared_bytes[emulation::kMaxSharedByte
 inline void __syncthreads() { emulation::Block::instance().block_barrier(); }
 inline void __syncwarp() { emulation::Block::instance().warp_barrier(); }
 
+// Blocks run one after another and threads one at a time: all that is written can be seen, and nothing comes
+// between the two halves of an addition.
+inline void __threadfence() {}
+inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long x) {
+    const unsigned long long before = *to;
+    *to += x;
+    return before;
+}
+
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
     if (mask != 0xffffffffu) emulation::fail("only shuffles of whole warps are modelled");
     return emulation::Block::instance().shuffle(value, threadIdx.x ^ static_cast<unsigned>(lane_mask));
