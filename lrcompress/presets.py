@@ -50,9 +50,9 @@ def lnr(
 ) -> Reconstruction:
     """Return Linear Neural Reconstruction: group lasso removes neurons, least squares makes up for them.
 
-    With ``low_rank`` several splits of the budget between the two are fitted and run on the example inputs;
-    the nearest outputs win, ``plan.splits`` has them all. They are fitted to ``statistics`` where given: give
-    none, and all samples as example inputs, where ``apply`` will have batches.
+    With ``low_rank`` several splits of the budget between the two are fitted and run on the example inputs:
+    give some hundred. The nearest outputs win; ``plan.splits`` has all. They are fitted to ``statistics``
+    where given: give none, and all samples as example inputs, where ``apply`` will have batches.
 
     Source: Robin and Jain.
     """

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lrcompress import calibrate, rewrite
 from lrcompress.factorize import fitted_weight
 from lrcompress.types import CompressionError, Layer, LeftAlone, LowRank, Plan, PlanError, Refinement
-from lrcompress.types.statistics import LayerStatistics
 
 
 def collect(
@@ -154,31 +153,10 @@ def refined(
     for name, (layer, config) in configs.items():
         if name in statistics.layers:
             module = wide.get_submodule(name)
-            moments = _moments(module, statistics.layers[name])
+            assert isinstance(module, rewrite.Dense)  # the plan fits the model
+            moments = calibrate.own_moments(module, statistics.layers[name])
             _fit(module, layer, config, moments, None, how)
     return wide
-
-
-def _moments(module: nn.Module, known: LayerStatistics) -> list[calibrate.Moments]:
-    """Return the moments of a layer's inputs and its own outputs on them."""
-    if not isinstance(module, rewrite.Dense):
-        raise PlanError(f"statistics are of a dense layer, got {type(module).__name__}")
-    groups = len(known.mean)
-    W = module.weight.detach().double().cpu().flatten(1).unflatten(0, (groups, -1))
-    biases = (
-        torch.zeros(W.shape[:2])
-        if module.bias is None
-        else module.bias.detach().cpu().unflatten(0, (groups, -1))
-    )
-    found = []
-    for weight, b, R, x in zip(
-        W, biases.double(), known.autocorrelation.cpu(), known.mean.cpu(), strict=True
-    ):
-        y = weight @ x + b
-        yx = weight @ R + b[:, None] * x
-        yy = (weight @ R * weight).sum(1) + 2 * b * (weight @ x) + b.square()
-        found.append(calibrate.Moments(R, x, yx, y, yy))
-    return found
 
 
 def _fit(

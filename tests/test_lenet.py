@@ -31,6 +31,8 @@ def test_neurons_go_at_most_three_tenths_of_a_point_above_dense(example, data_fo
     )
     dense = example.error(model, x[example.TRAIN :], labels[example.TRAIN :])
     for budget, column in ((alone, "error"), (retrained, "error_retrained")):
-        row = example.reduced(model, name, "bottom-up+top-down", budget, x, labels)[1]
+        way = "bottom-up+top-down"
+        plan = example.plans(model, name, budget, x, (way,))[way]
+        row = example.measured(model, name, way, plan, x, labels)[1]
         assert row["params"] <= budget
         assert row[column] <= dense + 0.3

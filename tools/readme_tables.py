@@ -144,7 +144,27 @@ def minilm() -> str:
     )
 
 
+def lenet() -> str:
+    """Errors of both networks: a row a way, a column a network and budget."""
+    results = read("lenet")
+    cases = list(dict.fromkeys((row["network"], row["budget"]) for row in results["rows"]))
+    rows = []
+    for way, debias in dict.fromkeys((row["way"], row["debias"]) for row in results["rows"]):
+        cells = []
+        for case in cases:
+            same = (way, debias, *case)
+            for row in results["rows"]:
+                if (row["way"], row["debias"], row["network"], row["budget"]) == same:
+                    more = f" ({row['error_retrained']:.2f})" if debias else ""
+                    cells.append(f"{row['error']:.2f}{more}")
+        rows.append([f"{way}, {'debiased' if debias else 'shrunk'}", *cells])
+    dense = ", ".join(f"{name} {error:.2f} %" for name, error in results["dense"].items())
+    header = ["chaining", *(f"{name}, params {budget}" for name, budget in cases)]
+    return f"{table(header, rows)}\n\nDense: {dense}. torch {results['versions']['torch']}"
+
+
 TABLES = {
+    "lenet": lenet,
     "resnet20_data_aware": resnet20_data_aware,
     "resnet20": resnet20,
     "minilm": minilm,
