@@ -207,6 +207,21 @@ def test_group_lassos(shape):
     check_group_lasso(*shape, 12)
 
 
+@only_on_gpu
+def test_small_matrices_are_truncated_in_size_classes():
+    """Sides 33 to 300, which torch solves one by one, and one matrix of low rank."""
+    shapes = [(33, 70), (64, 64), (200, 65), (300, 301), (40, 500)]
+    given = [torch.randn(shape, device="cuda") for shape in shapes]
+    given.append(torch.randn(50, 3, device="cuda") @ torch.randn(3, 80, device="cuda"))
+    ranks = [min(matrix.shape) // 3 for matrix in given]
+    for W, rank, (U, S, V) in zip(given, ranks, ops.truncated_svd(given, ranks), strict=True):
+        exact = torch.linalg.svdvals(W.double())
+        torch.testing.assert_close(S, exact[:rank], atol=1e-8 * float(exact[0]), rtol=1e-9)
+        lost = float((W.double() - (U * S) @ V).square().sum())
+        least = float(exact[rank:].square().sum())
+        assert lost == pytest.approx(least, rel=1e-6, abs=1e-12 * float(exact.square().sum()))
+
+
 def test_without_a_gpu_nothing_goes_there():
     assert not _cuda.has_kernels(torch.zeros(1, dtype=torch.bfloat16))
     assert not _cuda.has_kernels(torch.zeros(1), (torch.float32,))

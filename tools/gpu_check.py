@@ -43,6 +43,8 @@ def main() -> None:
         run(tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     for bench in BENCHES:
         run("timings", [sys.executable, f"bench/{bench}.py", "--json", f"bench/results/{bench}.json"])
+    networks = ["--device", "cuda", "--json", "bench/results/lowrank_networks_cuda.json"]
+    run("networks", [sys.executable, "bench/lowrank.py", *networks])
 
 
 if __name__ == "__main__":
