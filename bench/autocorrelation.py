@@ -52,7 +52,7 @@ RESNET20 = [
     Layer(32, 16, 3, 100, 2, out=64),
     Layer(64, 8, 3, 100, out=64, count=5),
 ]
-CALIBRATION_BATCHES = 3
+CALIBRATION_BATCHES = 10
 
 
 def patches(x: Tensor, layer: Layer) -> Tensor:  # [d, patches]

@@ -78,7 +78,7 @@ def test_error_is_what_the_refitted_layer_loses_of_its_outputs(name, scheme, gro
     )
     for row in rows[:: max(1, len(rows) // 3)]:
         plan = planned(model, found[row].config)
-        small = lrc.apply(model, plan, statistics=statistics, refinement=Refinement(sweeps=0))
+        small = lrc.apply(model, plan, statistics=statistics, refinement=Refinement(sweeps=0, prior=0))
         with torch.no_grad():
             measured = float((small(x) - y).square().sum() / size)
         assert found.error[row] == pytest.approx(measured, rel=1e-4, abs=4 * RIDGE)
@@ -94,7 +94,7 @@ def test_full_rank_loses_nothing(name):
     wanted = W.flatten(1).unflatten(0, (layer.conv_groups, -1)) @ known.covariance
     for scheme, k in itertools.product(layer.schemes, (1, 2)):
         config = LowRank(scheme, k, layer.full_rank(scheme, k))
-        for how in (Refinement(sweeps=0), Refinement("weights", sweeps=2)):
+        for how in (Refinement(sweeps=0, prior=0), Refinement("weights", sweeps=2, prior=0)):
             fitted = fitted_weight(layer, W, config, known.covariance, wanted, how)
             assert loss_of(fitted, W, known.covariance) < 1e-5 * loss_of(0 * W, W, known.covariance)
         order = patch_order(layer, scheme)
@@ -204,7 +204,7 @@ def test_fits_and_sweeps_never_lose_more(name, encoder):
         config = LowRank(scheme, k, max(1, layer.full_rank(scheme, k) // 2))
         losses = [loss_of(_truncated(layer, W, config), W, R)] if encoder == "weights" else []
         for sweeps in range(4):
-            fitted = fitted_weight(layer, W, config, R, wanted, Refinement(encoder, sweeps))
+            fitted = fitted_weight(layer, W, config, R, wanted, Refinement(encoder, sweeps, prior=0))
             assert _has_structure(layer, fitted, config)
             losses.append(loss_of(fitted, W, R))
         assert all(after <= before + slack for before, after in itertools.pairwise(losses)), losses
@@ -252,7 +252,7 @@ def test_one_group_with_whitened_encoders_is_a_fixed_point(name):
     U = torch.linalg.eigh(W @ S[0] @ W.mT).eigenvectors.flip(1)[:, :2]
     for sweeps in (0, 3):
         fitted = fitted_weight(
-            layer, model[0].weight, LowRank(0, 1, 2), S, W @ S, Refinement(sweeps=sweeps)
+            layer, model[0].weight, LowRank(0, 1, 2), S, W @ S, Refinement(sweeps=sweeps, prior=0)
         ).flatten(1)
         torch.testing.assert_close(fitted, U @ U.mT @ W, atol=1e-4, rtol=1e-4)
 
@@ -268,7 +268,7 @@ def test_fits_reach_targets_that_are_not_the_layers_own():
     U, s, V = torch.linalg.svd(C @ white)
     best = (U[:, :2] * s[:2]) @ V[:2] @ white
     W = torch.randn(5, 8, generator=generator, dtype=torch.float64)
-    fitted = fitted_weight(layer, W, LowRank(0, 1, 2), S[None], C[None], Refinement(sweeps=1))
+    fitted = fitted_weight(layer, W, LowRank(0, 1, 2), S[None], C[None], Refinement(sweeps=1, prior=0))
     torch.testing.assert_close(fitted, best, atol=1e-4, rtol=1e-4)
 
 
@@ -279,9 +279,25 @@ def test_constant_inputs_fit_to_zeros():
     assert torch.equal(fitted, torch.zeros(4, 6, dtype=torch.float64))
 
 
+def test_the_prior_keeps_what_the_weight_says_where_the_data_is_silent():
+    """Three samples of nine inputs; a strong prior leaves the truncated SVD of the weight."""
+    layer = described(nn.Sequential(nn.Linear(9, 7)))
+    W, x, y = (torch.randn(n, m, dtype=torch.float64) for n, m in ((7, 9), (3, 9), (3, 7)))
+    S, C = (x.T @ x / 3)[None], (y.T @ x / 3)[None]
+    silent = torch.linalg.svd(x).Vh[3:].T  # [9, 6]
+    fitted = fitted_weight(layer, W, LowRank(0, 1, 7), S, C, Refinement(prior=1e-2))
+    torch.testing.assert_close(fitted @ silent, W @ silent, atol=1e-3, rtol=1e-3)
+    assert float((fitted @ x.T - y.T).norm()) < 0.1 * float(y.norm())
+    U, s, V = torch.linalg.svd(W)
+    strong = fitted_weight(layer, W, LowRank(0, 1, 2), S, C, Refinement(prior=1e9))
+    torch.testing.assert_close(strong, (U[:, :2] * s[:2]) @ V[:2], atol=1e-6, rtol=1e-6)
+
+
 def test_refinements_that_make_no_sense_are_refused():
-    with pytest.raises(lrc.PlanError, match="'other' and -1"):
+    with pytest.raises(lrc.PlanError, match=r"'other', -1 and 0\.2"):
         Refinement("other", -1)
+    with pytest.raises(lrc.PlanError, match=r"'inputs', 4 and -0\.1"):
+        Refinement(prior=-0.1)
 
 
 def test_options_larger_than_dense_are_left_out_and_ranks_thinned():

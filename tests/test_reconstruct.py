@@ -430,7 +430,7 @@ def test_errors_on_top_of_removal_are_those_of_the_original_outputs():
     recipe = dataclasses.replace(lrc.lnr("bottom-up", low_rank=LOW_RANK), splits=4)
     plans = planning.narrower(model, lrc.Budget(params=0.3), recipe, x[:1], known, ())
     plan = next(p for p in plans if p.removals and any(entry.choice.config for entry in p))
-    small = lrc.apply(model, plan, statistics=known, refinement=lrc.Refinement(sweeps=0))
+    small = lrc.apply(model, plan, statistics=known, refinement=lrc.Refinement(sweeps=0, prior=0))
     kept = {item.coupling.name: list(item.kept) for item in plan.removals}
     rows = {"1": kept.get("1"), "3": kept.get("3"), "5": None}
     columns_of = {"1": kept.get("inputs of 1"), "3": kept.get("1"), "5": kept.get("3")}

@@ -96,7 +96,7 @@ def test_layers_fitted_in_sequence_are_each_best_on_the_inputs_they_get():
     plan = lrc.plan(model, lrc.Budget(params=1.0), lrc.svd())
     for name in ("0", "2", "4"):
         plan = plan.edit(name, rank=2)
-    small = lrc.apply(model, plan, batches=x.split(50), refinement=Refinement(sweeps=1))
+    small = lrc.apply(model, plan, batches=x.split(50), refinement=Refinement(sweeps=1, prior=0))
     for name in ("0", "2", "4"):
         y, handle = outputs_of(model, name, x), []
         hook = small.get_submodule(name).register_forward_pre_hook(
@@ -130,7 +130,7 @@ def test_layers_with_neither_are_fitted_uncentred(case):
     model, batches, _ = case
     plan, x = halved(model), torch.cat(batches)
     seen = []
-    small = lrc.apply(model, plan, batches=batches)
+    small = lrc.apply(model, plan, batches=batches, refinement=Refinement(prior=0))
     assert small.outer.bias is None
     handle = small.outer.register_forward_pre_hook(lambda m, i: seen.append(i[0]))
     left = outputs_of(model, "outer", x) - outputs_of(small, "outer", x)

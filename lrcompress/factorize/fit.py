@@ -28,13 +28,17 @@ def fitted_weight(
 ) -> Tensor:  # float64, like weight
     """Return the weight, of exactly the rank and groups asked for, that gives the outputs best.
 
-    Lowers ``tr(W R W^T) - 2 tr(W R_yx^T)`` over W = D E; see ``Refinement``. Sweeps are for scheme 0. An
-    existing group whose inputs are all constant gets zeros: its outputs are constants, and the bias has them.
+    Lowers ``tr(M R M^T) - 2 tr(M R_yx^T) + p |M - W|^2`` over M = D E, with p the prior times the mean of R's
+    diagonal; see ``Refinement``. Sweeps are for scheme 0. An existing group whose inputs are all constant
+    gets zeros: its outputs are constants, and the bias has them.
 
     Source: algebra of the normal equations; the sweeps are block coordinate descent with exact steps.
     """
     folded = fold(weight.detach().double(), layer, config.scheme)
     order = patch_order(layer, config.scheme).to(weight.device)
+    noise = how.prior * xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    rows = weight.detach().double().flatten(1).unflatten(0, (len(xx), -1))
+    xx, yx = xx + noise * torch.eye(xx.shape[-1], dtype=xx.dtype, device=xx.device), yx + noise * rows
     fitted = [
         _fit_group(matrix, order, config, r, c, how) for matrix, r, c in zip(folded, xx, yx, strict=True)
     ]

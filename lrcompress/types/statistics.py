@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,9 @@ class Refinement:
     """How weights are fitted to unlabelled data after a plan was made.
 
     With x' the inputs that a layer of the compressed network sees, y the outputs that the original layer
-    gave, E its block-diagonal encoder and D its decoder, the mean of |y - D E x' - b|^2 is lowered:
+    gave, E its block-diagonal encoder and D its decoder, the mean of |y - D E x' - b|^2 is lowered, where
+    white noise of ``prior`` times the inputs' mean variance is added to x', and what the original weight
+    makes of that noise to y: inputs of which the data says little keep what the weight says.
 
     - the decoder is its least-squares minimiser, D = R_yx' E^T (E R_x'x' E^T)^-1;
     - then ``sweeps`` times over the groups each group's encoder and decoder are replaced by the minimisers
@@ -51,16 +54,18 @@ class Refinement:
     - with ``bias``, moments are centred and b makes the mean output exact: it goes into the layer's bias, or
       into the running mean of the batch norm behind it; a layer that has neither is fitted uncentred.
 
-    Source: Zhang et al. 2015 (fitting to the compressed prefix, one group); groups and sweeps are ours.
+    Source: Zhang et al. 2015 (fitting to the compressed prefix, one group); groups, sweeps and the
+    prior are ours.
     """
 
     encoder: str = "inputs"  # what the encoders start from: "inputs" (whitened) or "weights" (plain SVD)
     sweeps: int = 4
+    prior: float = 0.2
     bias: bool = True
 
     def __post_init__(self) -> None:
-        if self.encoder not in ("inputs", "weights") or self.sweeps < 0:
+        if self.encoder not in ("inputs", "weights") or self.sweeps < 0 or not 0 <= self.prior < math.inf:
             raise PlanError(
-                "a refinement needs encoder 'inputs' or 'weights' and sweeps >= 0, "
-                f"got {self.encoder!r} and {self.sweeps}"
+                "a refinement needs encoder 'inputs' or 'weights', sweeps >= 0 and a finite prior >= 0, "
+                f"got {self.encoder!r}, {self.sweeps} and {self.prior}"
             )
