@@ -34,12 +34,11 @@ def ways() -> list[tuple[str, lrc.Recipe, str, lrc.Refinement]]:
     return [
         ("activation_aware, not fitted", aware, "nothing", full),
         ("activation_aware, fitted layer by layer", aware, "statistics", full),
-        ("activation_aware, decoders only, no bias", aware, "batches", lrc.Refinement(sweeps=0, bias=False)),
         ("activation_aware, decoders only", aware, "batches", DECODERS),
+        ("activation_aware, without prior", aware, "batches", lrc.Refinement(prior=0)),
         ("activation_aware", aware, "batches", full),
         ("activation_aware, branches not weighted", lrc.activation_aware("relative"), "batches", full),
         ("alds", lrc.alds(), "batches", full),
-        ("alds, outputs' errors", lrc.alds("branch"), "batches", full),
         ("pca", lrc.pca(), "batches", full),
     ]
 

@@ -163,7 +163,47 @@ def lenet() -> str:
     return f"{table(header, rows)}\n\nDense: {dense}. torch {results['versions']['torch']}"
 
 
+def group_lasso() -> str:
+    """Speed-ups over the best peer along a path; what a peer was not given time for is a bound."""
+    results = read("group_lasso")
+    columns = {
+        "speed-up over the best peer": "problem, outputs x inputs",
+        "sparse half, 1e-06": "sparse half",
+        "path, 1e-06": "whole path",
+        "worst point": "slowest point",
+        "worst with rows": "slowest point, peers' preparation counted",
+    }
+    rows = [[str(row[key]) for key in columns] for row in results["rows"] if "worst point" in row]
+    return f"{table(list(columns.values()), rows)}\n\n{where(results)}"
+
+
+def autocorrelation() -> str:
+    """Speed-ups over stored patches, and memory."""
+    results = read("autocorrelation")
+    rows = [
+        [row["layer"], f"{row['speedup']:.1f}", f"{memory:.1f}" if (memory := row["memory / input"]) else ""]
+        for row in results["rows"]
+        if row["method"] == "lrcompress"
+    ]
+    header = ["images, channels, size, kernel, stride", "unfold and mm / ours", "memory / input"]
+    return f"{table(header, rows)}\n\n{where(results)}"
+
+
+def resnet20_lnr() -> str:
+    """Top-1 of removed channels, and of low rank."""
+    results = read("resnet20_lnr")
+    budgets = list(dict.fromkeys(row["budget"] for row in results["rows"]))
+    rows = []
+    for name in dict.fromkeys(row["recipe"] for row in results["rows"]):
+        rows.append([name, *(f"{row['top1']:.2f}" for row in results["rows"] if row["recipe"] == name)])
+    header = ["ResNet20, channels removed", *(f"params {budget}" for budget in budgets)]
+    return f"{table(header, rows)}\n\nDense: {results['dense']:.2f} %. torch {results['torch']}"
+
+
 TABLES = {
+    "resnet20_lnr": resnet20_lnr,
+    "group_lasso": group_lasso,
+    "autocorrelation": autocorrelation,
     "lenet": lenet,
     "resnet20_data_aware": resnet20_data_aware,
     "resnet20": resnet20,
