@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import arguments, print_table, publish
+from common import arguments, publish
 from group_lasso_peers import MAKERS, Peer, Problem
 from torch import Tensor
 
@@ -232,8 +232,7 @@ def main() -> None:
     rows = [row for given in problems for row in compare(given, found, args.gaps, args.repeats)]
     for peer in found:
         peer.stop()
-    publish("Group-lasso paths, seconds", args, rows)
-    print_table("Group-lasso paths, to a certified gap", summary(rows))
+    publish("Group-lasso paths, seconds to a certified gap", args, [*rows, *summary(rows)])
 
 
 if __name__ == "__main__":
