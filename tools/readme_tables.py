@@ -173,7 +173,11 @@ def group_lasso() -> str:
         "worst point": "slowest point",
         "worst with rows": "slowest point, peers' preparation counted",
     }
-    rows = [[str(row[key]) for key in columns] for row in results["rows"] if "worst point" in row]
+    rows = [
+        [f"{row[key]:.3g}" if isinstance(row[key], float) else row[key] for key in columns]
+        for row in results["rows"]
+        if "worst point" in row
+    ]
     return f"{table(list(columns.values()), rows)}\n\n{where(results)}"
 
 
