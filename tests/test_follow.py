@@ -130,6 +130,27 @@ def test_a_batch_norm_is_behind_a_layer_only_if_it_reads_its_channels_untouched(
     }
 
 
+@pytest.mark.parametrize("ends", [(2, 3), (1, 2, 3)], ids=["features", "scalars"])
+def test_branches_may_end_behind_fewer_axes_than_their_layers_have(images, ends):
+    """Pooled and flattened: [batch, channels], [batch]; the share is that of the sum that is there."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 5)
+
+        def forward(self, x):
+            return self.a(x).relu().mean(ends) + self.b(x).relu().mean(ends)
+
+    model = Two()
+    found = follow(model, images)
+    with torch.no_grad():
+        a, b = (layer(images).relu().mean(ends) for layer in (model.a, model.b))
+    for name, branch in (("a", a), ("b", b)):
+        expected = branch.var(0, correction=0).sum() / (a + b).var(0, correction=0).sum()
+        assert found[name].share == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_layers_that_do_not_run_are_not_found(images):
     model = Block().eval()
     model.idle = nn.Linear(3, 3)

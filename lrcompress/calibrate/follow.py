@@ -88,10 +88,8 @@ class _Path(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if getattr(func, "__name__", "").endswith(
-            ("_as", "_like")
-        ):  # the last argument gives its shape alone
-            given = given[:-1]
+        if getattr(func, "__name__", "").endswith(("_as", "_like")):
+            given = given[:-1]  # the last argument gives its shape alone
         known = [self._sources[leaf] for leaf in given if leaf in self._sources]
         terms = _terms(func, args, kwargs)
         ends = terms is not None and len(known) == 2
@@ -111,7 +109,7 @@ class _Path(TorchFunctionMode):
         """Take note of a sum."""
         for term, other, value in zip(terms, reversed(terms), values, strict=True):
             for name in self._sources[term] - self._sources[other]:
-                channels = self._layers[name].weight.ndim - 1
+                channels = min(self._layers[name].weight.ndim, total.ndim) - 1  # fewer axes: flattened
                 whole = _variance(total, channels)
                 share = _variance(value, channels) / whole if whole > 0 else 1.0
                 self.shares[name] = max(share, self.shares.get(name, 0.0))
@@ -119,5 +117,5 @@ class _Path(TorchFunctionMode):
 
 def _variance(x: Tensor, channels: int) -> float:
     """Return the sum of the channels' variances; they are that axis, counted from the last."""
-    values = x.double().movedim(-channels, 0).flatten(1)
-    return float(values.var(1, correction=0).sum())
+    values = x.double().movedim(-channels, 0) if channels > 0 else x.double()[None]
+    return float(values.reshape(len(values), -1).var(1, correction=0).sum())
