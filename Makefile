@@ -28,7 +28,7 @@ test: build  ## run every test
 	$(BIN)/python -m pytest
 
 test-slow: build  ## run the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0
 
 lint: build  ## ruff and clang-format
 	$(BIN)/ruff check .

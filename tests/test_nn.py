@@ -122,6 +122,14 @@ def test_the_choices_are_printed():
     assert "kernel=" not in str(lrc.nn.LowRankLinear(8, 6, 2))
 
 
+def _distributed_step(model):
+    parallel = DistributedDataParallel(model)
+    optimiser = torch.optim.SGD(parallel.parameters(), lr=0.1)
+    loss = F.cross_entropy(parallel(torch.randn(5, 3, 4, 4)), torch.arange(5) % 4)
+    loss.backward()
+    optimiser.step()
+
+
 def test_distributed_training_moves_the_factors(tmp_path):
     model = nn.Sequential(
         lrc.nn.LowRankConv2d(3, 8, 3, 2, padding=1),
@@ -131,11 +139,9 @@ def test_distributed_training_moves_the_factors(tmp_path):
     before = [parameter.detach().clone() for parameter in model.parameters()]
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
-        parallel = DistributedDataParallel(model)
-        optimiser = torch.optim.SGD(parallel.parameters(), lr=0.1)
-        loss = F.cross_entropy(parallel(torch.randn(5, 3, 4, 4)), torch.arange(5) % 4)
-        loss.backward()
-        optimiser.step()
+        # A function of its own, so that the wrapper dies first: as the group's last owner it would join
+        # gloo's threads while it holds the interpreter's lock, which they may be waiting for.
+        _distributed_step(model)
     finally:
         dist.destroy_process_group()
     for old, new in zip(before, model.parameters(), strict=True):
