@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests" / "csrc"
 OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
-# The slowest mutants of all: `pytest -m slow` runs them.
+# The slowest mutants of all: `make test-slow` runs them.
 SLOW = {"symmetric_eigenvalues"}
 OBJECTS = ROOT / "build" / "csrc" / "ubsan"
 # What makes threads wait: for each other, or for their copies to shared memory.
