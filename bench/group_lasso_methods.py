@@ -82,7 +82,7 @@ def timed(run: Callable[[Start], tuple[bool, int]], start: Start) -> tuple[float
 def compare(given: Problem) -> list[dict[str, Any]]:
     """Return a row a target and a point."""
     checked = moments(given.R, given.weight, None)
-    problem = _groups.make_problem(checked, _groups.group_ids(given.groups, len(given.R)))
+    problem = _groups.make_problem(checked, _groups.partition(given.groups, len(given.R), given.R.device))
     lipschitz = float(torch.linalg.eigvalsh(problem.curvature)[-1])
     N = torch.zeros_like(problem.linear)
     gradient = -problem.linear

@@ -9,7 +9,7 @@ from torch import Tensor
 from lrcompress import ops
 from lrcompress.ops import reference
 from lrcompress.ops._fista import fista
-from lrcompress.ops._groups import make_problem
+from lrcompress.ops._groups import make_problem, partition
 from lrcompress.ops._second_moments import Moments
 
 group_lasso = importlib.import_module("lrcompress.ops.group_lasso")  # ops names the function so
@@ -238,12 +238,19 @@ def test_a_path_is_its_single_solves_in_any_order(method: str) -> None:
     assert ops.group_lasso(R, W, [], 3, method) == []
 
 
+def test_the_initial_solution_is_left_alone() -> None:
+    """Where its transpose is in memory what the solver wants, too."""
+    R, W = moments(1, 4)
+    initial = torch.zeros_like(W)
+    assert ops.group_lasso(R, W, 0.1 * ops.penalty_max(R, W), initial=initial).solution.any()
+    assert not initial.any()
+
+
 def test_penalties_solved_together_stop_one_by_one() -> None:
     """The batch that a GPU runs, on the CPU's twin of its kernel."""
     R, W = moments(18, 8)
-    ids = torch.arange(18) // 3
     penalties = [ops.penalty_max(R, W, 3) * share for share in (1.5, 0.6, 0.2, 0.05)]
-    problem = make_problem(Moments(R, W @ R, float((W @ R * W).sum()), W), ids)
+    problem = make_problem(Moments(R, W @ R, float((W @ R * W).sum()), W), partition(3, 18, R.device))
     thresholds = torch.tensor(penalties, dtype=torch.float64)[:, None].repeat(1, 6)
     lipschitz = float(torch.linalg.eigvalsh(problem.curvature)[-1])
     start = torch.zeros_like(problem.linear)
@@ -253,7 +260,7 @@ def test_penalties_solved_together_stop_one_by_one() -> None:
     for penalty, threshold, N, count in zip(penalties, thresholds, together, counts, strict=True):
         M = problem.out_of(N, W.shape)
         again = ops.group_lasso(R, W, penalty, 3, "fista", TOL, max_iter=0, initial=M)
-        assert_certified(R, W, ids, again)
+        assert_certified(R, W, torch.arange(18) // 3, again)
         alone, steps = fista(problem, threshold[None], 0.9 * TOL, 10_000, lipschitz, start)
         assert abs(int(steps[0]) - int(count)) <= 1
         torch.testing.assert_close(alone[0], N, rtol=1e-6, atol=1e-7)

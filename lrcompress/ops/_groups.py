@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,18 +13,33 @@ Groups = int | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
 LANES = 4  # the native solver's vectors
 
 
-def group_ids(groups: Groups, columns: int) -> Tensor:  # int64 [columns], 0 to the number of groups - 1
+class Partition(NamedTuple):
+    """Which group each column is in."""
+
+    ids: Tensor  # int64 [columns], 0 to groups - 1
+    groups: int
+    size: int | None  # of each group, where they are consecutive columns
+
+
+def partition(groups: Groups, columns: int, device: torch.device) -> Partition:
     """Number the group of each column: None is every column, an int that many consecutive columns.
 
     Raises:
         ValueError: the groups are no partition of the columns.
     """
-    if groups is None:
-        groups = 1
-    if isinstance(groups, int):
-        if groups < 1 or columns % groups:
-            raise ValueError(f"groups of {groups} columns do not divide the {columns} columns")
-        return torch.arange(columns) // groups
+    size = 1 if groups is None else groups
+    if not isinstance(size, int):
+        ids = _group_ids(size, columns)
+        return Partition(ids.to(device), int(ids.max()) + 1 if columns else 0, None)
+    if size < 1 or columns % size:
+        raise ValueError(f"groups of {size} columns do not divide the {columns} columns")
+    ids = torch.arange(columns, device=device)
+    return Partition(ids if size == 1 else ids // size, columns // size, size)
+
+
+def _group_ids(
+    groups: Sequence[int] | Sequence[Sequence[int]] | Tensor, columns: int
+) -> Tensor:  # int64 [columns]
     if isinstance(groups, Tensor):
         groups = groups.tolist()
     if all(isinstance(group, int) for group in groups):
@@ -119,16 +135,24 @@ def rotate(
 
 def make_problem(
     moments: Moments,
-    ids: Tensor,  # int64 [in], the group of each column
+    parts: Partition,
 ) -> Problem:
     """Drop dead columns, sort by group, rotate, and drop what the outputs have beyond the inputs."""
     R, cross = moments.R, moments.cross
-    ids = ids.to(R.device)
-    columns = _live_columns(R, ids)
-    kept, group, sizes = torch.unique_consecutive(ids[columns], return_inverse=True, return_counts=True)
-    starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    alive = R.diagonal() > 0
+    columns: Tensor | slice = slice(None)
+    if parts.size is not None and alive.all():
+        kept, group = torch.arange(parts.groups, device=R.device), parts.ids
+        starts = torch.arange(0, len(group) + 1, parts.size, device=R.device)
+    else:
+        columns = torch.argsort(parts.ids, stable=True)
+        columns = columns[alive[columns]]
+        kept, group, sizes = torch.unique_consecutive(
+            parts.ids[columns], return_inverse=True, return_counts=True
+        )
+        starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
     R = R[columns][:, columns]
-    rotation = _rotation(R, starts, sizes)
+    rotation = [] if parts.size == 1 else _rotation(R, starts)
     if rotation:
         R = rotate(rotate(R, rotation, back=False).T, rotation, back=False)
         R.diagonal().clamp_(min=0)
@@ -142,24 +166,12 @@ def make_problem(
     return Problem(R.contiguous(), linear, weight, energy, group, starts, kept, columns, rotation, basis)
 
 
-def _live_columns(
-    R: Tensor,  # [in, in]
-    ids: Tensor,  # int64 [in], the group of each column
-) -> Tensor | slice:  # int64 [rows]
-    """Return the columns with R_jj > 0, sorted by group; as a slice where nothing moves."""
-    alive = R.diagonal() > 0
-    if alive.all() and (ids[1:] >= ids[:-1]).all():
-        return slice(None)
-    columns = torch.argsort(ids, stable=True)
-    return columns[alive[columns]]
-
-
 def _rotation(
     R: Tensor,  # [rows, rows]
     starts: Tensor,  # int64 [groups + 1]
-    sizes: Tensor,  # int64 [groups]
 ) -> Rotation:
     """Return the eigenvectors of each group's own block."""
+    sizes = starts.diff()
     rotation: Rotation = []
     for size in sorted(set(sizes.tolist()) - {1}):
         alike = sizes == size

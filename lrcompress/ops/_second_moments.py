@@ -20,7 +20,10 @@ class Moments(NamedTuple):
         M: Tensor,  # [..., out, in]
     ) -> Tensor:  # [..., out, in]
         """Return ``M R - E[y x^T]``, without cancellation where y = weight x."""
-        return M @ self.R - self.cross if self.weight is None else (M - self.weight) @ self.R
+        if self.weight is None:
+            return M @ self.R - self.cross
+        off = M - self.weight
+        return torch.mm(off.flatten(0, -2), self.R).view(off.shape)  # one product, however many M there are
 
     def residual(
         self,
@@ -63,25 +66,26 @@ def moments(
     if matrix.device != R.device:
         raise ValueError(f"R and {name} must lie on one device, got {R.device} and {matrix.device}")
     exact = _checked_autocorrelation(R.detach())
-    _check_finite(name, matrix.detach())
     matrix = matrix.detach().to(torch.float64)
     if target is None:
         cross = matrix @ exact
-        return Moments(exact, cross, float((cross * matrix).sum()), matrix)
+        energy = float(torch.vdot(cross.flatten(), matrix.flatten()))
+        if not math.isfinite(energy):
+            _finite_norm(name, matrix)
+        return Moments(exact, cross, energy, matrix)
+    _finite_norm(name, matrix)
     energy = float(target[1])
     if not 0 <= energy < float("inf"):
         raise ValueError(f"target[1], the mean of |y|^2, must be at least 0 and finite, got {energy}")
     return Moments(exact, matrix, energy, None)
 
 
-def _check_finite(name: str, matrix: Tensor) -> float:
-    """Return the largest absolute value: one pass, where ``isfinite`` takes several."""
-    if matrix.numel() == 0:
-        return 0.0
-    low, high = (float(value) for value in torch.aminmax(matrix))
-    if not (math.isfinite(low) and math.isfinite(high)):
+def _finite_norm(name: str, matrix: Tensor) -> float:
+    """Return the Frobenius norm, which a single nan or infinity would show in."""
+    norm = float(torch.linalg.vector_norm(matrix))
+    if not math.isfinite(norm):
         raise ValueError(f"{name} must be finite, got nan or infinity")
-    return max(-low, high)
+    return norm
 
 
 def _checked_autocorrelation(
@@ -89,23 +93,18 @@ def _checked_autocorrelation(
 ) -> Tensor:  # float64, exactly symmetric
     """Check that R is finite, and its symmetry and eigenvalues up to the rounding of its dtype."""
     rounding = R.shape[0] * torch.finfo(R.dtype).eps
-    exact = R.to(torch.float64)
-    if exact.numel() == 0:
-        return exact
-    largest = _check_finite("R", exact)
-    asymmetry = exact - exact.T
-    worst = float(asymmetry.max())
-    if worst > rounding * largest:
-        i, j = divmod(int(asymmetry.argmax()), R.shape[0])
+    given = R.to(torch.float64)
+    norm = _finite_norm("R", given)
+    exact = (given + given.T).mul_(0.5)
+    if float(torch.dist(given, exact)) > rounding * norm:
+        i, j = divmod(int((given - given.T).argmax()), R.shape[0])
         raise ValueError(
-            f"R must be symmetric, got R[{i}, {j}] = {exact[i, j]:.6g} and R[{j}, {i}] = {exact[j, i]:.6g}"
+            f"R must be symmetric, got R[{i}, {j}] = {given[i, j]:.6g} and R[{j}, {i}] = {given[j, i]:.6g}"
         )
-    if worst > 0:
-        exact = (exact + exact.T) / 2
-    if largest == 0:
+    if norm == 0:
         return exact
     # A Cholesky factor is many times cheaper than eigenvalues, which only the message needs.
-    shift = rounding * float(exact.norm())
+    shift = rounding * norm
     shifted = exact.clone()
     shifted.diagonal().add_(shift)
     if int(torch.linalg.cholesky_ex(shifted).info) != 0:

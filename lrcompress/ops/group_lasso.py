@@ -10,7 +10,7 @@ from torch import Tensor
 from lrcompress import _C
 from lrcompress.ops._descent import descend
 from lrcompress.ops._fista import duality_gap, fista
-from lrcompress.ops._groups import Groups, Problem, group_ids, make_problem
+from lrcompress.ops._groups import Groups, Partition, Problem, make_problem, partition
 from lrcompress.ops._second_moments import Moments, moments
 
 Method = Literal["auto", "bcd", "fista"]
@@ -102,12 +102,12 @@ def group_lasso(
         Goldfarb (2013); Bertrand and Massias (2021); Yang and Hastie (2024).
     """
     given = moments(R, weight, target)
-    ids = group_ids(groups, R.shape[0]).to(R.device)
+    parts = partition(groups, R.shape[0], R.device)
     penalties = _checked_penalties([penalty] if isinstance(penalty, float | int) else penalty)
     _check_controls(method, tol, max_iter, R.device)
     _check_initial(initial, given)
-    scales = _checked_group_weights(group_weights, ids)
-    path = _solve(given, ids, scales, penalties, method, tol, max_iter, initial)
+    scales = _checked_group_weights(group_weights, parts)
+    path = _solve(given, parts, scales, penalties, method, tol, max_iter, initial)
     return path[0] if isinstance(penalty, float | int) else path
 
 
@@ -124,14 +124,14 @@ def penalty_max(
         ValueError: as ``group_lasso``.
     """
     given = moments(R, weight, target)
-    ids = group_ids(groups, R.shape[0]).to(R.device)
-    scales = _checked_group_weights(group_weights, ids)
-    return float((_column_norms(given.cross, ids, len(scales)) / scales).max()) if len(scales) else 0.0
+    parts = partition(groups, R.shape[0], R.device)
+    scales = _checked_group_weights(group_weights, parts)
+    return float((_column_norms(given.cross, parts.ids, len(scales)) / scales).max()) if len(scales) else 0.0
 
 
 def _solve(
     given: Moments,
-    ids: Tensor,  # int64 [in]
+    parts: Partition,
     scales: Tensor,  # [groups]
     penalties: list[float],
     method: Method,
@@ -144,19 +144,20 @@ def _solve(
     order = sorted(range(len(penalties)), key=lambda i: -penalties[i])
     positive = [i for i in order if penalties[i] > 0]
     if positive:
-        problem = make_problem(given, ids)
-        all_thresholds = given.R.new_tensor([penalties[i] for i in positive])[:, None] * scales
+        problem = make_problem(given, parts)
+        values = torch.tensor([penalties[i] for i in positive], dtype=torch.float64, device=scales.device)
+        all_thresholds = torch.outer(values, scales)
         kept_all = len(problem.kept) == len(scales)
         thresholds = all_thresholds if kept_all else all_thresholds[:, problem.kept]
-        start = torch.zeros_like(problem.linear) if initial is None else problem.into(initial.to(given.R))
+        start = None if initial is None else problem.into(initial.to(given.R)).clone()
         if len(problem.kept) == 0:
-            solved = [(start, 0)] * len(positive)
+            solved = [(problem.linear, 0)] * len(positive)
         elif method == "fista" or (method == "auto" and given.R.device.type != "cpu"):
             solved = _by_fista(problem, thresholds, AIM * tol, max_iter, start)
         else:
             solved = _by_descent(problem, thresholds, AIM * tol, max_iter, start)
         answers = [(problem.out_of(N, given.cross.shape), iterations) for N, iterations in solved]
-        certified = certify(given, ids, all_thresholds, [penalties[i] for i in positive], answers, tol)
+        certified = certify(given, parts.ids, all_thresholds, [penalties[i] for i in positive], answers, tol)
         found = dict(zip(positive, certified, strict=True))
     for i in order[len(positive) :]:
         found[i] = _unpenalised(given, tol)
@@ -168,14 +169,15 @@ def _by_descent(
     thresholds: Tensor,  # [penalties, groups]
     tol: float,
     max_iter: int,
-    N: Tensor,  # [rows, outputs]
+    start: Tensor | None,  # [rows, outputs]
 ) -> list[tuple[Tensor, int]]:
     """Walk down the path, each solution the next one's start."""
-    gradient = torch.addmm(problem.linear, problem.curvature, N, beta=-1) if N.any() else -problem.linear
-    path = []
+    N = torch.zeros_like(problem.linear) if start is None else start
+    gradient = -problem.linear if start is None else problem.curvature @ N - problem.linear
+    path: list[tuple[Tensor, int]] = []
     for threshold in thresholds:
-        iterations = descend(problem, threshold, tol, max_iter, N, gradient)
-        path.append((N.clone(), iterations))
+        N = path[-1][0].clone() if path else N
+        path.append((N, descend(problem, threshold, tol, max_iter, N, gradient)))
     return path
 
 
@@ -184,10 +186,11 @@ def _by_fista(
     thresholds: Tensor,  # [penalties, groups]
     tol: float,
     max_iter: int,
-    N: Tensor,  # [rows, outputs]
+    start: Tensor | None,  # [rows, outputs]
 ) -> list[tuple[Tensor, int]]:
     """Walk down the path on the CPU; elsewhere solve all at once, for warm starts save little."""
     lipschitz = float(torch.linalg.eigvalsh(problem.curvature)[-1])
+    N = torch.zeros_like(problem.linear) if start is None else start
     at_once = 1 if N.device.type == "cpu" else len(thresholds)
     path: list[tuple[Tensor, int]] = []
     for some in thresholds.split(at_once):
@@ -210,7 +213,7 @@ def certify(
     at_once = max(1, CERTIFIED_AT_ONCE // max(1, given.cross.numel()))
     for begin in range(0, len(answers), at_once):
         some = slice(begin, begin + at_once)
-        stacked = torch.stack([M for M, _ in answers[some]])
+        stacked = torch.stack([M for M, _ in answers[some]]) if len(answers) > 1 else answers[0][0][None]
         table = _certificates(given, ids, thresholds[some], stacked).tolist()
         for penalty, (M, iterations), numbers in zip(penalties[some], answers[some], table, strict=True):
             objective, gap, off = numbers
@@ -323,16 +326,15 @@ def _check_initial(initial: Tensor | None, given: Moments) -> None:
 
 def _checked_group_weights(
     group_weights: Tensor | None,  # [groups]
-    ids: Tensor,  # int64 [in]
+    parts: Partition,
 ) -> Tensor:  # float64 [groups]
-    groups = int(ids.max()) + 1 if len(ids) else 0
     if group_weights is None:
-        return torch.ones(groups, dtype=torch.float64, device=ids.device)
-    if group_weights.shape != (groups,):
+        return torch.ones(parts.groups, dtype=torch.float64, device=parts.ids.device)
+    if group_weights.shape != (parts.groups,):
         raise ValueError(
-            f"group_weights must be [groups] = {(groups,)}, got shape {tuple(group_weights.shape)}"
+            f"group_weights must be [groups] = {(parts.groups,)}, got shape {tuple(group_weights.shape)}"
         )
-    scales = group_weights.detach().to(ids.device, torch.float64)
+    scales = group_weights.detach().to(parts.ids.device, torch.float64)
     if not (scales.isfinite() & (scales > 0)).all():
         raise ValueError(
             f"group_weights must be positive and finite, got {float(scales.min()):g} as the least"
