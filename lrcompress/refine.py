@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from lrcompress import calibrate, rewrite
 from lrcompress.factorize import fitted_weight
 from lrcompress.types import CompressionError, Layer, LeftAlone, LowRank, Plan, PlanError, Refinement
+from lrcompress.types.statistics import PRIOR_OF_BATCHES, PRIOR_OF_STATISTICS
 
 
 def collect(
@@ -127,6 +129,8 @@ def refined(
         CompressionError: there are no batches.
         PlanError: the statistics are of another model.
     """
+    if how.prior is None:
+        how = replace(how, prior=PRIOR_OF_STATISTICS if batches is None else PRIOR_OF_BATCHES)
     wide = copy.deepcopy(model)
     configs = {e.layer.name: (e.layer, e.choice.config) for e in plan if e.choice.config is not None}
     if batches is not None:

@@ -339,3 +339,16 @@ def test_too_few_samples_warn_with_both_numbers(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lrc.plan(model, lrc.Budget(params=0.6), lrc.activation_aware(), statistics=statistics)
+
+
+def test_the_default_prior_is_that_of_the_data():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(40, 8)
+    known = lrc.collect(model, [x])
+    plan = lrc.plan(model, lrc.Budget(params=0.6), lrc.activation_aware(), statistics=known)
+    for data, prior, other in (({"statistics": known}, 0.01, 0.2), ({"batches": [x]}, 0.2, 0.01)):
+        given, same, unlike = (
+            lrc.apply(model, plan, **data, refinement=Refinement(prior=p))(x) for p in (None, prior, other)
+        )
+        assert torch.equal(given, same)
+        assert not torch.allclose(given, unlike)

@@ -36,6 +36,7 @@ def fitted_weight(
     """
     folded = fold(weight.detach().double(), layer, config.scheme)
     order = patch_order(layer, config.scheme).to(weight.device)
+    assert how.prior is not None  # `refined` knows which
     noise = how.prior * xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     rows = weight.detach().double().flatten(1).unflatten(0, (len(xx), -1))
     xx, yx = xx + noise * torch.eye(xx.shape[-1], dtype=xx.dtype, device=xx.device), yx + noise * rows

@@ -39,6 +39,12 @@ class LayerStatistics:
         return self.autocorrelation - self.mean[:, :, None] * self.mean[:, None, :]
 
 
+# Of both examples on ResNet20 and on MiniLM: less loses accuracy behind compressed layers, more loses it
+# without them.
+PRIOR_OF_BATCHES = 0.2
+PRIOR_OF_STATISTICS = 0.01
+
+
 @dataclass(frozen=True)
 class Refinement:
     """How weights are fitted to unlabelled data after a plan was made.
@@ -46,7 +52,9 @@ class Refinement:
     With x' the inputs that a layer of the compressed network sees, y the outputs that the original layer
     gave, E its block-diagonal encoder and D its decoder, the mean of |y - D E x' - b|^2 is lowered, where
     white noise of ``prior`` times the inputs' mean variance is added to x', and what the original weight
-    makes of that noise to y: inputs of which the data says little keep what the weight says.
+    makes of that noise to y: inputs of which the data says little keep what the weight says. None is
+    ``PRIOR_OF_BATCHES``, and ``PRIOR_OF_STATISTICS`` for statistics alone: those are of the original inputs,
+    of which the weight gives y exactly, so that noise only blurs which of them matter.
 
     - the decoder is its least-squares minimiser, D = R_yx' E^T (E R_x'x' E^T)^-1;
     - then ``sweeps`` times over the groups each group's encoder and decoder are replaced by the minimisers
@@ -60,11 +68,12 @@ class Refinement:
 
     encoder: str = "inputs"  # what the encoders start from: "inputs" (whitened) or "weights" (plain SVD)
     sweeps: int = 4
-    prior: float = 0.2
+    prior: float | None = None
     bias: bool = True
 
     def __post_init__(self) -> None:
-        if self.encoder not in ("inputs", "weights") or self.sweeps < 0 or not 0 <= self.prior < math.inf:
+        known = self.prior is None or 0 <= self.prior < math.inf
+        if self.encoder not in ("inputs", "weights") or self.sweeps < 0 or not known:
             raise PlanError(
                 "a refinement needs encoder 'inputs' or 'weights', sweeps >= 0 and a finite prior >= 0, "
                 f"got {self.encoder!r}, {self.sweeps} and {self.prior}"
