@@ -71,10 +71,20 @@ def factored(
         latency, layers, tables = timed
     total = subject.total(budget.cost) if budget.cost != "latency" else latency
     fixed = total - sum(getattr(layer, budget.cost) for layer in layers)
-    _check_reachable(budget, tables, fixed, total)
+
+    def choose(tables: list[OptionTable]) -> list[int]:
+        _check_reachable(budget, tables, fixed, total)
+        return recipe.global_step(allocate.weighed(tables, factors), budget.cost, budget.limit(total) - fixed)
+
+    if budget.cost == "latency":
+        tables, rows = measure.corrected(
+            model, subject.modules, layers, tables, example_inputs, choose, budget.limit(total), total
+        )
+    else:
+        rows = choose(tables)
     weighed = allocate.weighed(tables, factors)
-    left = budget.limit(total) - fixed
-    rows = recipe.global_step(weighed, budget.cost, left)
+    taken = sum(int(table.cost(budget.cost)[row]) for table, row in zip(tables, rows, strict=True))
+    left = max(budget.limit(total) - fixed, taken)  # a plan in time may miss its budget, with a warning
     entries = tuple(
         LayerPlan(layer, table[row], _curve(table, budget.cost, row))
         for layer, table, row in zip(layers, tables, rows, strict=True)

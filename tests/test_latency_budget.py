@@ -9,7 +9,7 @@ from torch import nn
 
 import lrcompress as lrc
 from lrcompress import allocate
-from lrcompress.measure import options
+from lrcompress.measure import clock, correction, options
 from lrcompress.report import sheet as report
 from lrcompress.types import Option
 from lrcompress.types.options import OptionTable
@@ -22,8 +22,11 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 24)).eval()
 
 
-def clocked(monkeypatch, seconds, rest=1e-3):
-    """Let the clock show ``seconds(name, module)`` for each layer, and ``rest`` for what is between them."""
+def clocked(monkeypatch, seconds, rest=1e-3, saved=lambda: 1.0):
+    """Let the clock show ``seconds(name, module)`` for each layer, and ``rest`` for what is between them.
+
+    Of what layers save alone, a whole network of them saves the share ``saved()``.
+    """
 
     def fake(model, variants, inputs, device, budget, progress):
         if progress:
@@ -36,7 +39,13 @@ def clocked(monkeypatch, seconds, rest=1e-3):
             }
         return found
 
+    def share(model, modules, inputs, device, budget):
+        dense = {n: seconds(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        less = sum(dense[name] - seconds(name, module) for name, module in modules.items())
+        return 1 - saved() * less / (rest + sum(dense.values()))
+
     monkeypatch.setattr(options, "seconds_of_layers", fake)
+    monkeypatch.setattr(correction, "share_of_dense", share)
 
 
 def linear_in_rank(name: str, module: nn.Module) -> float:
@@ -66,6 +75,32 @@ def test_the_plan_meets_the_budget_in_measured_time(monkeypatch):
     assert steps == [(1, 1)] * 2
     small = lrc.apply(model, plan)
     assert any(isinstance(module, lrc.nn.LowRankLinear) for module in small)
+
+
+@pytest.mark.parametrize("share", [0.7, 1.3])
+def test_the_plan_is_corrected_by_the_time_of_its_whole_network(monkeypatch, share):
+    clocked(monkeypatch, linear_in_rank, saved=lambda: share)
+    plan = lrc.plan(network(), lrc.Budget(latency=0.7), example_inputs=X)
+    configs = [entry.choice.config for entry in plan if entry.choice.config]
+    alone = sum(1e6 - (1e5 + 2e4 * config.groups * config.rank) for config in configs)
+    assert plan.latency_after == pytest.approx(4e6 - share * alone, abs=3)
+    assert 0.9 * 2.8e6 < plan.latency_after <= 2.8e6
+
+
+@pytest.mark.parametrize("share", [0.2, -0.2])
+def test_layers_that_save_too_little_together_are_said(monkeypatch, share):
+    clocked(monkeypatch, linear_in_rank, saved=lambda: share)
+    with pytest.warns(UserWarning, match=r"takes \d+ nanoseconds where the budget allows 2000000"):
+        plan = lrc.plan(network(), lrc.Budget(latency=0.5), example_inputs=X)
+    assert plan.latency_after > 2e6
+
+
+def test_the_share_of_the_dense_time_is_of_the_changed_network():
+    model = network()
+    layer = model[0]
+    work = nn.Sequential(*(nn.Linear(32, 32) for _ in range(100)), layer)
+    assert clock.share_of_dense(model, {"0": work}, X, torch.device("cpu"), 0.0) > 3
+    assert model[0] is layer
 
 
 def test_what_is_slower_than_dense_is_never_chosen(monkeypatch):

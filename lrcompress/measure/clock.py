@@ -51,6 +51,32 @@ def seconds_of_models(
     return {name: statistics.median(sample[""] for sample in samples) for name, samples in found.items()}
 
 
+def share_of_dense(
+    model: nn.Module,  # changed meanwhile, then put back
+    modules: Mapping[str, nn.Module],  # layer's name -> module in its place
+    inputs: Any,
+    device: torch.device,
+    seconds: float,  # to spend, about
+) -> float:
+    """Return the time of a forward with the given layers over that of the model's own, run in turn."""
+    holder = nn.ModuleList([model])
+    dense = _runner(model, inputs, device, {})
+
+    def changed() -> dict[str, float]:
+        with rewrite.swapped_in(holder, _inside(modules)):
+            return _runner(holder[0], inputs, device, {})()
+
+    with calibrate.inference(model):
+        found = _rounds({"dense": dense, "changed": changed}, seconds)
+    pairs = zip(found["changed"], found["dense"], strict=True)
+    return statistics.median(new[""] / old[""] for new, old in pairs)
+
+
+def _inside(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Name modules as the holder of their model does, so that the model itself may be one of them."""
+    return {".".join(filter(None, ("0", name))): module for name, module in modules.items()}
+
+
 def seconds_of_layers(
     model: nn.Module,  # changed meanwhile, then put back
     variants: Mapping[str, Mapping[str, nn.Module]],  # variant -> layer's name -> module in its place
@@ -67,10 +93,10 @@ def seconds_of_layers(
     Raises:
         PlanError: a layer did not run, because the model calls it from a place that is no submodule.
     """
-    holder = nn.ModuleList([model])  # so that the model itself may be the layer
+    holder = nn.ModuleList([model])
     runs: dict[str, Callable[[], dict[str, float]]] = {}
     for variant, modules in variants.items():
-        named = {".".join(filter(None, ("0", name))): module for name, module in modules.items()}
+        named = _inside(modules)
 
         def run(named: dict[str, nn.Module] = named, timed: Mapping[str, nn.Module] = modules) -> Any:
             with rewrite.swapped_in(holder, named):
