@@ -38,7 +38,7 @@ def corrected(
     """Measure the whole network that the tables lead to, scale their savings to what it saved, and repeat.
 
     Single layers were measured among dense ones, a few of their options, and the fastest of many noisy times
-    is too good to be true: sums of them were up to a fifth off. In the tables returned the chosen rows cost
+    is too good to be true: their sum is not the network's time. In the tables returned the chosen rows cost
     what the clock said. Of the networks within the budget the slowest is taken, which lost least.
 
     Warns where no network met the budget; the fastest is then returned.
