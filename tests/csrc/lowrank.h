@@ -60,4 +60,42 @@ template <class T> constexpr double unit() { return std::is_same_v<T, lrc::Half>
 // Of z, rounded to T, and of a sum of `terms` float32 products.
 template <class T> double relative_bound(std::int64_t terms) { return 2 * unit<T>() + terms * 0x1p-23; }
 
+// A sum and the sum of its terms' magnitudes.
+struct Sum {
+    double value = 0;
+    double size = 0;
+    void add(double x, double y) {
+        value += x * y;
+        size += std::fabs(x * y);
+    }
+};
+
+// Count the wrong filters of one row of outputs, given its codes z: equal to the last bit where all sums are
+// exact, else within the error of sums of `terms` products.
+template <class T, class Args>
+std::int64_t wrong_outputs(const Args& args, const std::vector<Sum>& z, const T* found, bool exact,
+                           std::int64_t terms) {
+    const auto inner = static_cast<std::int64_t>(z.size());
+    std::int64_t wrong = 0;
+    for (std::int64_t f = 0; f < args.filters; ++f) {
+        Sum sum;
+        sum.value = args.bias == nullptr ? 0 : widen(args.bias[f]);
+        for (std::int64_t q = 0; q < inner; ++q) {
+            const double u = widen(args.decoder[f * inner + q]);
+            sum.value += u * (exact ? widen(round_to<T>(z[q].value)) : z[q].value);
+            sum.size += std::fabs(u) * z[q].size;
+        }
+        const float y = lrc::activate(args.activation, static_cast<float>(sum.value));
+        if (exact) {
+            wrong += widen(found[f]) != widen(round_to<T>(y));
+        } else {
+            // No activation is steeper than 1.13.
+            const double error = std::fabs(widen(found[f]) - static_cast<double>(y));
+            const double allowed = 1.13 * sum.size * relative_bound<T>(terms);
+            wrong += !(error <= allowed + 2 * unit<T>() * std::fabs(y));
+        }
+    }
+    return wrong;
+}
+
 }  // namespace lowrank

@@ -80,4 +80,33 @@ T entry(const lrc::AutocorrelationArgs<T>& args, const Shape& shape, std::int64_
                   y * args.strides[4] + x * args.strides[5]];
 }
 
+// Without results: those are the test's. x is NCHW or channels_last.
+template <class T>
+lrc::AutocorrelationArgs<T> arguments(const Shape& shape, const Tables& tables, const std::vector<T>& x,
+                                      bool channels_last) {
+    const std::int64_t image = shape.rows * shape.columns, all = shape.groups * shape.channels;
+    lrc::AutocorrelationArgs<T> args{
+        .x = x.data(),
+        .batch = shape.batch,
+        .groups = shape.groups,
+        .channels = shape.channels,
+        .sizes = {1, shape.rows, shape.columns},
+        .strides = {all * image, shape.channels * image, image, 0, shape.columns, 1},
+        .step = {1, shape.stride, shape.stride},
+        .area = shape.kernel * shape.kernel,
+        .offsets = tables.offsets.data(),
+        .offset_count = static_cast<std::int64_t>(tables.offsets.size()),
+        .cells = tables.cells.data(),
+        .windows = tables.windows.data(),
+        .parts = tables.parts.data(),
+        .products = nullptr,
+        .sums = nullptr,
+        .threads = 1};
+    if (channels_last) {
+        const std::int64_t strides[] = {all * image, shape.channels, 1, 0, shape.columns * all, all};
+        std::copy_n(strides, 6, args.strides);
+    }
+    return args;
+}
+
 }  // namespace patches

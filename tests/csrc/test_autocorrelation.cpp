@@ -16,27 +16,10 @@ template <class T> void run_case(const Shape& shape, bool channels_last, int thr
     for (T& value : x) value = static_cast<T>(random() % 7) - 3;
     std::vector<double> products(shape.groups * side * side, kBefore), sums(shape.groups * side, kBefore);
     const Tables tables = patches::make_tables(shape);
-    lrc::AutocorrelationArgs<T> args{
-        .x = x.data(),
-        .batch = shape.batch,
-        .groups = shape.groups,
-        .channels = shape.channels,
-        .sizes = {1, shape.rows, shape.columns},
-        .strides = {all * image, shape.channels * image, image, 0, shape.columns, 1},
-        .step = {1, shape.stride, shape.stride},
-        .area = area,
-        .offsets = tables.offsets.data(),
-        .offset_count = static_cast<std::int64_t>(tables.offsets.size()),
-        .cells = tables.cells.data(),
-        .windows = tables.windows.data(),
-        .parts = tables.parts.data(),
-        .products = products.data(),
-        .sums = sums.data(),
-        .threads = threads};
-    if (channels_last) {
-        const std::int64_t strides[] = {all * image, shape.channels, 1, 0, shape.columns * all, all};
-        std::copy_n(strides, 6, args.strides);
-    }
+    lrc::AutocorrelationArgs<T> args = patches::arguments(shape, tables, x, channels_last);
+    args.products = products.data();
+    args.sums = sums.data();
+    args.threads = threads;
     lrc::autocorrelation(lrc::Cpu{}, args);
     std::vector<double> exact(products.size(), kBefore), exact_sums(sums.size(), kBefore);
     for (std::int64_t at = 0; at < shape.batch * shape.groups; ++at) {

@@ -82,27 +82,7 @@ template <class T> void test(const Shape& shape, std::int64_t splits, bool chann
     const std::int64_t image = shape.rows * shape.columns, all = shape.groups * shape.channels;
     const std::vector<T> x = images<T>(shape.batch * all * image);
     const patches::Tables tables = patches::make_tables(shape);
-    lrc::AutocorrelationArgs<T> args{
-        .x = x.data(),
-        .batch = shape.batch,
-        .groups = shape.groups,
-        .channels = shape.channels,
-        .sizes = {1, shape.rows, shape.columns},
-        .strides = {all * image, shape.channels * image, image, 0, shape.columns, 1},
-        .step = {1, shape.stride, shape.stride},
-        .area = area,
-        .offsets = tables.offsets.data(),
-        .offset_count = static_cast<std::int64_t>(tables.offsets.size()),
-        .cells = tables.cells.data(),
-        .windows = tables.windows.data(),
-        .parts = tables.parts.data(),
-        .products = nullptr,
-        .sums = nullptr,
-        .threads = 1};
-    if (channels_last) {
-        const std::int64_t strides[] = {all * image, shape.channels, 1, 0, shape.columns * all, all};
-        std::copy_n(strides, 6, args.strides);
-    }
+    lrc::AutocorrelationArgs<T> args = patches::arguments(shape, tables, x, channels_last);
     const Exact exact = exact_products(args, shape);
     const double unit = std::is_same_v<T, float> ? 0x1p-24 * std::min<double>(kLongestSum, image) : 0;
     for (Order order : {Order::kForward, Order::kReverse, Order::kRandom}) {

@@ -9,7 +9,7 @@
 namespace {
 
 using lowrank::numbers;
-using lowrank::round_to;
+using lowrank::Sum;
 using lowrank::widen;
 using lrc::Activation;
 
@@ -31,12 +31,6 @@ lrc::ConvAxis axis(std::int64_t in, std::int64_t kernel, std::int64_t stride, st
             dilation};
 }
 
-// A sum and the sum of its terms' magnitudes.
-struct Sum {
-    double value = 0;
-    double size = 0;
-};
-
 // z of one pixel, by the formula of the contract.
 template <class T>
 Sum encoded(const lrc::LowrankConv2dArgs<T>& args, std::int64_t image, std::int64_t q, std::int64_t row,
@@ -52,10 +46,8 @@ Sum encoded(const lrc::LowrankConv2dArgs<T>& args, std::int64_t image, std::int6
             for (std::int64_t i = 0; i < inside; ++i, ++weight) {
                 if (y < 0 || y >= args.rows.in || x < 0 || x >= args.columns.in) continue;
                 const std::int64_t pixel = (image * args.rows.in + y) * args.columns.in + x;
-                const double term =
-                    widen(*weight) * widen(args.input[pixel * args.channels + q / args.rank * inside + i]);
-                sum.value += term;
-                sum.size += std::fabs(term);
+                sum.add(widen(*weight),
+                        widen(args.input[pixel * args.channels + q / args.rank * inside + i]));
             }
         }
     }
@@ -72,24 +64,8 @@ template <class T> void compare(const lrc::LowrankConv2dArgs<T>& args, bool exac
         const std::int64_t row = pixel / args.columns.out;
         for (std::int64_t q = 0; q < inner; ++q)
             z[q] = encoded(args, row / args.rows.out, q, row % args.rows.out, pixel % args.columns.out);
-        for (std::int64_t f = 0; f < args.filters; ++f, ++found) {
-            Sum sum;
-            sum.value = args.bias == nullptr ? 0 : widen(args.bias[f]);
-            for (std::int64_t q = 0; q < inner; ++q) {
-                const double u = widen(args.decoder[f * inner + q]);
-                sum.value += u * (exact ? widen(round_to<T>(z[q].value)) : z[q].value);
-                sum.size += std::fabs(u) * z[q].size;
-            }
-            const float y = lrc::activate(args.activation, static_cast<float>(sum.value));
-            if (exact) {
-                wrong += widen(*found) != widen(round_to<T>(y));
-            } else {
-                // No activation is steeper than 1.13.
-                const double error = std::fabs(widen(*found) - static_cast<double>(y));
-                const double allowed = 1.13 * sum.size * lowrank::relative_bound<T>(terms);
-                wrong += !(error <= allowed + 2 * lowrank::unit<T>() * std::fabs(y));
-            }
-        }
+        wrong += lowrank::wrong_outputs<T>(args, z, found, exact, terms);
+        found += args.filters;
     }
     check::expect(wrong == 0, "%s: %lld groups of rank %lld, %lld filters, %lld x %lld pixels: %lld wrong",
                   order, static_cast<long long>(args.groups), static_cast<long long>(args.rank),

@@ -7,7 +7,7 @@
 namespace {
 
 using lowrank::numbers;
-using lowrank::round_to;
+using lowrank::Sum;
 using lowrank::widen;
 using lrc::Activation;
 
@@ -17,16 +17,6 @@ struct Case {
     bool biased = true;
     int range = 2;           // of the integers, 0 for normal numbers
     std::int64_t shift = 0;  // of every buffer, in entries
-};
-
-// A sum and the sum of its terms' magnitudes.
-struct Sum {
-    double value = 0;
-    double size = 0;
-    void add(double x, double y) {
-        value += x * y;
-        size += std::fabs(x * y);
-    }
 };
 
 template <class T>
@@ -41,24 +31,8 @@ void compare(const lrc::LowrankLinearArgs<T>& args, bool exact, const char* orde
             for (std::int64_t i = 0; i < args.inside; ++i)
                 z[q].add(widen(args.encoder[q * args.inside + i]), widen(x[i]));
         }
-        for (std::int64_t f = 0; f < args.filters; ++f, ++found) {
-            Sum sum;
-            sum.value = args.bias == nullptr ? 0 : widen(args.bias[f]);
-            for (std::int64_t q = 0; q < inner; ++q) {
-                const double u = widen(args.decoder[f * inner + q]);
-                sum.value += u * (exact ? widen(round_to<T>(z[q].value)) : z[q].value);
-                sum.size += std::fabs(u) * z[q].size;
-            }
-            const float y = lrc::activate(args.activation, static_cast<float>(sum.value));
-            if (exact) {
-                wrong += widen(*found) != widen(round_to<T>(y));
-            } else {
-                // No activation is steeper than 1.13.
-                const double error = std::fabs(widen(*found) - static_cast<double>(y));
-                const double allowed = 1.13 * sum.size * lowrank::relative_bound<T>(inner + args.inside);
-                wrong += !(error <= allowed + 2 * lowrank::unit<T>() * std::fabs(y));
-            }
-        }
+        wrong += lowrank::wrong_outputs<T>(args, z, found, exact, inner + args.inside);
+        found += args.filters;
     }
     check::expect(wrong == 0, "%s: %lld rows, %lld groups of %lld and rank %lld, %lld filters: %lld wrong",
                   order, static_cast<long long>(args.rows), static_cast<long long>(args.groups),
