@@ -1,13 +1,15 @@
 """Low rank on top of removed neurons: errors in one unit, splits of a budget measured, the best one taken."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_reconstruct import convolutional, counted, perceptron
 
 import lrcompress as lrc
-from lrcompress import planning
+from lrcompress import calibrate, pipeline, planning
+from lrcompress.types import Split
 
 LOW_RANK = lrc.activation_aware()
 
@@ -51,6 +53,74 @@ def test_removal_competes_with_low_rank(make, budget, tmp_path):
     lrc.save(small, plan, tmp_path)
     torch.testing.assert_close(lrc.load(tmp_path, model)(x), small(x), rtol=1e-12, atol=1e-12)
     assert all(f"removed down to {split.fraction:.3f}" in str(plan) for split in plan.splits)
+
+
+def test_better_half_of_a_fit_to_few_samples_is_fitted_to_all():
+    model = perceptron()[0]
+    x = torch.randn(1000, 20, dtype=torch.float64)
+    budget, recipe = lrc.Budget(params=0.4), lrc.lnr(low_rank=LOW_RANK)
+    plan = lrc.plan(model, budget, recipe, example_inputs=x)
+    assert len(plan.splits) == 6
+    final = [split for split in plan.splits if split.samples == 1000]
+    dropped = [split for split in plan.splits if split.samples != 1000]
+    assert len(final) == len(dropped) == 3
+    assert all(100 <= split.samples <= 200 for split in dropped)
+    taken = min(final, key=lambda split: split.output_error)
+    assert plan.objective == taken.error
+    assert taken.output_error == min(split.output_error for split in plan.splits)
+    small = lrc.apply(model, plan, batches=x.split(100))
+    assert lrc.verify(model, small, x).output_error == pytest.approx(taken.output_error)
+    plans = planning.narrower(model, budget, recipe, x, calibrate.in_parts(x), ())
+    few = calibrate.thinned(x.split(100), 8, 100)
+    errors = [lrc.verify(model, lrc.apply(model, made, batches=few), x).output_error for made in plans]
+    assert sorted(split.output_error for split in dropped) == pytest.approx(sorted(errors)[3:], rel=1e-6)
+    assert "fitted to 1000 samples" in str(plan)
+
+
+def test_nothing_measured_is_nearer_than_what_is_taken(monkeypatch):
+    """What looked worse after a fit to few samples, but better than all that were fitted to all, is too."""
+    plans = [SimpleNamespace(splits=(Split(i / 4, 0.0),), number=i) for i in range(4)]
+    rough, final = (1.0, 2.0, 3.0, 4.0), (9.0, 8.0, 7.0, 3.5)
+
+    def tried(_, made, batches, fitted, statistics):
+        errors = final if len(fitted) == len(batches) else rough
+        return Split(0.0, 0.0, errors[made.number], len(fitted))
+
+    monkeypatch.setattr(pipeline, "_tried", tried)
+    monkeypatch.setattr(pipeline, "replace", lambda made, splits: (made.number, splits))
+    taken, splits = pipeline._nearest(None, plans, [torch.zeros(100, 1)] * 16, None)
+    assert taken == 3
+    assert [split.output_error for split in splits] == [9.0, 8.0, 7.0, 3.5]
+
+
+def test_batches_are_thinned_evenly_down_to_the_least():
+    batches = [torch.full((10, 1), float(i)) for i in range(20)]
+
+    def left(share, least):
+        return [int(batch[0]) for batch in calibrate.thinned(batches, share, least)]
+
+    assert left(8, 10) == [0, 8, 16]
+    assert left(8, 50) == [0, 4, 8, 12, 16]
+    assert left(8, 200) == left(8, 1000) == list(range(20))
+
+
+def test_options_of_layers_that_no_removal_touches_are_those_of_the_whole_network(monkeypatch):
+    model, x = convolutional()
+    known = lrc.collect(model, [x])
+    recipe = lrc.lnr(low_rank=LOW_RANK)
+    found = planning.narrower(model, lrc.Budget(params=0.5), recipe, x, known, ())
+    monkeypatch.setattr(planning, "_tables", lambda *_: {})
+    anew = planning.narrower(model, lrc.Budget(params=0.5), recipe, x, known, ())
+    assert found == anew
+    assert any(plan.removals for plan in found)
+
+
+def test_one_call_judges_splits_by_the_fit_that_follows():
+    model, x = convolutional()
+    small, plan = lrc.compress(model, lrc.Budget(params=0.4), lrc.lnr(low_rank=LOW_RANK), batches=x.split(20))
+    taken = min(plan.splits, key=lambda split: split.output_error)
+    assert taken.samples == len(x)
+    assert lrc.verify(model, small, x).output_error == pytest.approx(taken.output_error)
 
 
 def test_errors_on_top_of_removal_are_those_of_the_original_outputs():
