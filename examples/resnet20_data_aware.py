@@ -1,6 +1,6 @@
 """Compress a trained ResNet20 with 1,000 unlabelled images: what each step of the fit to data is worth.
 
-    LRCOMPRESS_DATA=<folder> python examples/resnet20_data_aware.py [--json results.json]
+    LRCOMPRESS_DATA=<folder> python examples/resnet20_data_aware.py [--json results.json] [--only PATTERN]
 
 The folder is that of ``resnet20_cifar10.py``. Top-1 on all CIFAR-10 test images of the merged network; no
 labels and no fine-tuning; the calibration images are the first 1,000 of the training set.
@@ -21,6 +21,7 @@ from resnet20_cifar10 import images, top1, trained
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rows import add_only, chosen, joined
 
 import lrcompress as lrc
 
@@ -48,7 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--test-images", type=int, default=10_000)
+    add_only(parser)
     args = parser.parse_args()
+    names = [name for name, *_ in ways()]
+    only = chosen(parser, names, args.only)
     if "LRCOMPRESS_DATA" not in os.environ:
         parser.error("set LRCOMPRESS_DATA to the folder with CIFAR-10 and resnet20_cifar10.safetensors")
     folder = Path(os.environ["LRCOMPRESS_DATA"])
@@ -66,7 +70,7 @@ def main() -> None:
         "batches": {"batches": batches},
     }
     rows = []
-    jobs = [(way, budget) for way in ways() for budget in BUDGETS]
+    jobs = [(way, budget) for way in ways() if way[0] in only for budget in BUDGETS]
     for (name, recipe, fitted_to, how), budget in track(jobs, console=Console(stderr=True)):
         start = time.perf_counter()
         plan = lrc.plan(model, lrc.Budget(**budget), recipe, example_inputs=x[:1], statistics=statistics)
@@ -81,7 +85,7 @@ def main() -> None:
     columns = list(dict.fromkeys(row["budget"] for row in rows))
     for column in columns:
         table.add_column(column, justify="right")
-    for name, *_ in ways():
+    for name in only:
         table.add_row(name, *(f"{row['top1']:.2f}" for row in rows if row["way"] == name))
     Console().print(table)
     if args.json:
@@ -90,7 +94,8 @@ def main() -> None:
             "lrcompress": lrc.__version__,
             "machine": platform.processor(),
         }
-        results = {"dense": dense, "collected": collected, "versions": versions, "rows": rows}
+        results = {"dense": dense, "collected": collected, "versions": versions}
+        results["rows"] = joined(args.json, "way", names, rows)
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -196,7 +196,7 @@ def compress(
             network, budget, _recipe(preset, error, chaining, low_rank, inputs), examples, ignore
         )
     with sources.step("compressing"):
-        batches = calibrate.in_parts(examples) if made.removals and inputs else None
+        batches = calibrate.in_parts(examples) if inputs and (made.removals or made.splits) else None
         small = pipeline.apply(network, made, batches=batches)  # in a dry run too: refuses what does not fit
     if not dry_run:
         pipeline.save(small, made, output)

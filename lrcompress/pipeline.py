@@ -22,9 +22,13 @@ from lrcompress.types import (
     Recipe,
     Reconstruction,
     Refinement,
+    Split,
     Tuning,
     WeightError,
 )
+
+# Splits of a budget are first fitted to one batch of so many, of at least so many samples.
+_SHARE, _LEAST = 8, 100
 
 
 def plan(
@@ -80,6 +84,7 @@ def _narrower(
     example_inputs: Any,
     statistics: calibrate.Statistics | None,
     ignored: tuple[str, ...],
+    batches: list[Any] | None = None,  # that the plan will be fitted to; None: the statistics, or the inputs
 ) -> Plan:
     """Plan the removal of neurons; of several splits with low rank the one whose outputs are nearest."""
     if example_inputs is None:
@@ -89,15 +94,53 @@ def _narrower(
         )
     if statistics is not None:
         refine.check_statistics(model, statistics)
-    batches = calibrate.in_parts(example_inputs)
-    data = batches if statistics is None else statistics
+    parts = calibrate.in_parts(example_inputs)
+    data = parts if statistics is None else statistics
     plans = planning.narrower(model, budget, recipe, example_inputs, data, ignored)
     if recipe.low_rank is None:
         return plans[0]
-    fit: dict[str, Any] = {"batches": batches} if statistics is None else {"statistics": statistics}
-    errors = [measure.output_error(model, apply(model, made, **fit), batches) for made in plans]
-    splits = [replace(made.splits[0], output_error=error) for made, error in zip(plans, errors, strict=True)]
-    return replace(plans[errors.index(min(errors))], splits=tuple(splits))
+    return _nearest(model, plans, batches or parts, statistics if batches is None else None)
+
+
+def _nearest(
+    model: nn.Module,
+    plans: Sequence[Plan],  # of the splits of a budget
+    batches: Sequence[Any],
+    statistics: calibrate.Statistics | None,  # that all are fitted to; None: the batches
+) -> Plan:
+    """Return the plan whose outputs are nearest on all batches, with what every split was measured at.
+
+    A fit to batches takes a run for each layer: the better half of a fit to few of them goes on to all, and
+    so does what is nearer than the best of that half after all.
+    """
+    few = batches if statistics is not None else calibrate.thinned(batches, _SHARE, _LEAST)
+    splits = [_tried(model, made, batches, few, statistics) for made in plans]
+    order = sorted(range(len(plans)), key=lambda i: splits[i].output_error)
+    rough = set(order) if len(few) < len(batches) else set()
+    again = set(order[: (len(order) + 1) // 2])
+    while again := again & rough:
+        for i in again:
+            splits[i] = _tried(model, plans[i], batches, batches, None)
+        rough -= again
+        again = {min(order, key=lambda i: splits[i].output_error)}
+    best = min(order, key=lambda i: splits[i].output_error)
+    return replace(plans[best], splits=tuple(splits))
+
+
+def _tried(
+    model: nn.Module,
+    made: Plan,
+    batches: Sequence[Any],  # measured on
+    fitted: Sequence[Any],  # fitted to, where there are no statistics
+    statistics: calibrate.Statistics | None,
+) -> Split:
+    """Fit the plan of one split and measure it."""
+    if statistics is not None:
+        small, samples = apply(model, made, statistics=statistics), 0
+    else:
+        small = apply(model, made, batches=fitted)
+        samples = sum(calibrate.samples_in(batch) for batch in fitted)
+    return replace(made.splits[0], output_error=measure.output_error(model, small, batches), samples=samples)
 
 
 def apply(
@@ -183,7 +226,14 @@ def compress(
         statistics = refine.collect(model, held, ignore=ignore, gradients=gradients)
     if example_inputs is None and held:
         example_inputs = held[0]
-    made = plan(model, budget, recipe, example_inputs=example_inputs, statistics=statistics, ignore=ignore)
+    if isinstance(recipe, Reconstruction):
+        ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+        dense = rewrite.with_linears(model)
+        made = _narrower(dense, budget, recipe, example_inputs, statistics, ignored, held)
+    else:
+        made = plan(
+            model, budget, recipe, example_inputs=example_inputs, statistics=statistics, ignore=ignore
+        )
     return apply(model, made, batches=held), made
 
 

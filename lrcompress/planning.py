@@ -12,7 +12,7 @@ from torch import nn
 
 from lrcompress import allocate, calibrate, measure, reconstruct, refine, removal
 from lrcompress.factorize import ActivationAware, OnTop
-from lrcompress.subject import surveyed
+from lrcompress.subject import Subject, surveyed
 from lrcompress.types import (
     Budget,
     BudgetError,
@@ -146,13 +146,16 @@ def _splits(
     known = data if isinstance(data, calibrate.Statistics) else refine.collect(model, data, ignore=ignored)
     total = subject.total(budget.cost)
     limit = budget.limit(total)
+    whole = _tables(subject, own, known)
     found: list[Plan] = []
     refused = None
     for size in np.unique(np.geomspace(min(limit, total), total, recipe.splits).astype(int)):
         try:
             removals = paths.chosen(int(size)) if size < total else []
             small = reconstruct.reduced(model, removals, known, sequential=False)
-            step = OnTop(own, reconstruct.shares_of(model, small, removals, paths.moments))
+            touched = removal.check_fits(model, removals)
+            same = {name: table for name, table in whole.items() if name not in touched}
+            step = OnTop(own, reconstruct.shares_of(model, small, removals, paths.moments), same)
             left = removal.narrowed(known, small, model, removals)
             way = Recipe(low_rank.name, step, low_rank.global_step)
             low = factored(small, Budget(**{budget.cost: limit}), way, first, left, ignored, NO_WISHES, None)
@@ -164,6 +167,18 @@ def _splits(
     if refused is not None and not found:
         raise refused
     return found
+
+
+def _tables(subject: Subject, step: ActivationAware, known: calibrate.Statistics) -> dict[str, OptionTable]:
+    """Return the options of every layer of the whole network: removals leave those that they do not touch."""
+    pairs = [
+        (layer, module.weight.detach())
+        for layer, module in zip(subject.layers(), subject.modules.values(), strict=True)
+        if layer.name in known.layers
+    ]
+    layers, weights = tuple(layer for layer, _ in pairs), tuple(weight for _, weight in pairs)
+    tables = step(layers, weights, known.layers)
+    return {layer.name: table for layer, table in zip(layers, tables, strict=True)}
 
 
 def _on_top(plan: Plan, low: Plan, fraction: float) -> Plan:

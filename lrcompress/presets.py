@@ -52,7 +52,8 @@ def lnr(
 
     With ``low_rank`` several splits of the budget between the two are fitted and run on the example inputs:
     give some hundred. The nearest outputs win; ``plan.splits`` has all. They are fitted to ``statistics``
-    where given: give none, and all samples as example inputs, where ``apply`` will have batches.
+    where given: give none, and all samples as example inputs, where ``apply`` will have batches, because that
+    fit makes up for more of what low rank loses than of what removal does.
 
     Source: Robin and Jain.
     """

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, streams, files."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from lrcompress import doctor, pipeline
+import lrcompress as lrc
+from lrcompress import doctor, pipeline, sources
 from lrcompress.cli import app
 from lrcompress.types import Plan
 
@@ -326,6 +328,19 @@ def test_neurons_go_with_samples_in_a_file(folder):
     assert pipeline.load_plan("both").splits
     without = refused("compress", "toy:ready", "--plan", "narrow.json", "-o", "no")
     assert "needs batches or statistics" in without
+
+
+def test_low_rank_that_won_against_removal_is_fitted_as_it_was_measured(folder):
+    samples = torch.randn(600, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    save_file({"samples": samples}, "samples.safetensors")
+    model = sources.load_model("toy:ready", None, "cpu")
+    known, budget = lrc.collect(model, [samples]), lrc.Budget(params=0.5)
+    alone = lrc.plan(model, budget, lrc.activation_aware(), statistics=known)
+    won = dataclasses.replace(alone, splits=(lrc.types.Split(1.0, 0.1),))
+    (folder / "plan.json").write_text(won.to_json())
+    run("compress", "toy:ready", "--plan", "plan.json", "--inputs", "samples.safetensors", "-o", "out")
+    fitted = pipeline.apply(model, won, batches=samples.split(100))
+    assert torch.equal(pipeline.load("out", model)(samples), fitted(samples))
 
 
 def test_options_of_lnr_are_for_lnr_and_take_samples(folder):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lrcompress as lrc
-from lrcompress import allocate, calibrate, planning, reconstruct, removal, rewrite
+from lrcompress import allocate, calibrate, reconstruct, removal, rewrite
 from lrcompress.factorize import columns
 from lrcompress.subject import surveyed
 from lrcompress.types import Chaining, Removal
@@ -258,20 +258,6 @@ def test_widths_fit_and_are_near_the_best():
         allocate.shrink(sizes, counts, errors, 9)
 
 
-def test_low_rank_goes_on_top_of_what_is_left(tmp_path):
-    model, x = perceptron()
-    narrow = lrc.plan(model, lrc.Budget(params=0.7), lrc.lnr(), example_inputs=x)
-    small = lrc.apply(model, narrow, batches=[x])
-    low = lrc.plan(small, lrc.Budget(params=0.8), lrc.svd(), example_inputs=x)
-    both = dataclasses.replace(narrow, layers=low.layers)
-    assert lrc.Plan.from_json(both.to_json()) == both
-    smaller = lrc.apply(model, both, batches=[x])
-    assert counted(smaller) == both.params_after == low.params_after < narrow.params_after
-    torch.testing.assert_close(smaller(x), lrc.apply(small, low, batches=[x])(x))
-    lrc.save(smaller, both, tmp_path)
-    torch.testing.assert_close(lrc.load(tmp_path, model)(x), smaller(x), rtol=0, atol=0)
-
-
 def test_what_cannot_be_done_is_said():
     model, x = perceptron()
     with pytest.raises(lrc.PlanError, match="needs example_inputs"):
@@ -386,80 +372,3 @@ def test_compress_in_one_call():
     model, x = perceptron()
     small, plan = lrc.compress(model, lrc.Budget(params=0.5), lrc.lnr(), batches=x.split(50))
     assert counted(small) == plan.params_after <= 0.5 * plan.params
-
-
-LOW_RANK = lrc.activation_aware()
-
-
-@pytest.mark.parametrize("make", [convolutional, perceptron])
-@pytest.mark.parametrize("budget", [lrc.Budget(params=0.4), lrc.Budget(macs=0.4)], ids=str)
-def test_removal_competes_with_low_rank(make, budget, tmp_path):
-    """The best of all splits, each alone among them; met to the parameter, with statistics and batches."""
-    model, x = make()
-    known = lrc.collect(model, [x])
-    plan = lrc.plan(model, budget, lrc.lnr(low_rank=LOW_RANK), statistics=known, example_inputs=x)
-    taken = min(plan.splits, key=lambda split: split.output_error)
-    assert plan.objective == taken.error
-    fitted = lrc.apply(model, plan, statistics=known)
-    assert lrc.verify(model, fitted, x).output_error == pytest.approx(taken.output_error)
-    assert plan.splits[-1].fraction == 1
-    alone = lrc.plan(model, budget, LOW_RANK, statistics=known, example_inputs=x[:1])
-    assert plan.splits[-1].error == pytest.approx(alone.objective, rel=1e-9)
-    for fit in ({"statistics": known}, {"batches": x.split(20)}):
-        small = lrc.apply(model, plan, **fit)
-        check = lrc.verify(model, small, x)
-        assert (check.params_after, check.macs_after) == (plan.params_after, plan.macs_after)
-        assert counted(small) == plan.params_after
-    limit = budget.limit(plan.params if budget.params else plan.macs)
-    assert (plan.params_after if budget.params else plan.macs_after) <= limit
-    assert lrc.Plan.from_json(plan.to_json()) == plan
-    lrc.save(small, plan, tmp_path)
-    torch.testing.assert_close(lrc.load(tmp_path, model)(x), small(x), rtol=1e-12, atol=1e-12)
-    assert all(f"removed down to {split.fraction:.3f}" in str(plan) for split in plan.splits)
-
-
-def test_errors_on_top_of_removal_are_those_of_the_original_outputs():
-    """Each layer's error is the share of its outputs' variance that the applied layer loses on its inputs."""
-    model, x = perceptron()
-    for layer, rank in ((model[1], 4), (model[3], 3)):
-        layer.weight.data = torch.randn(len(layer.weight), rank).double() @ torch.randn(
-            rank, layer.in_features
-        ).double() + 0.1 * torch.randn_like(layer.weight)
-    model[5].weight.data[:, 6:] *= 0.05
-    known = lrc.collect(model, [x])
-    recipe = dataclasses.replace(lrc.lnr("bottom-up", low_rank=LOW_RANK), splits=4)
-    plans = planning.narrower(model, lrc.Budget(params=0.3), recipe, x[:1], known, ())
-    plan = next(p for p in plans if p.removals and any(entry.choice.config for entry in p))
-    small = lrc.apply(model, plan, statistics=known, refinement=lrc.Refinement(sweeps=0, prior=0))
-    kept = {item.coupling.name: list(item.kept) for item in plan.removals}
-    rows = {"1": kept.get("1"), "3": kept.get("3"), "5": None}
-    columns_of = {"1": kept.get("inputs of 1"), "3": kept.get("1"), "5": kept.get("3")}
-    for name in ("1", "3", "5"):
-        inputs = model[: int(name)](x).detach()
-        wanted = model[int(name)](inputs).detach()[:, rows[name] or slice(None)]
-        own = next(entry for entry in plan if entry.layer.name.split(".")[0] == name)
-        layer = small.get_submodule(own.layer.name)
-        given = layer(inputs[:, columns_of[name] or slice(None)]).detach()
-        lost = float((wanted - given).var(0, correction=0).sum() / wanted.var(0, correction=0).sum())
-        assert own.choice.error == pytest.approx(lost, rel=1e-3, abs=1e-6)
-
-
-def test_low_rank_must_be_priced_as_removal_is():
-    model, x = perceptron()
-    for recipe in (lrc.alds(), lrc.pca(), lrc.svd_llm()):
-        with pytest.raises(lrc.PlanError, match="relative errors of activation_aware"):
-            lrc.plan(model, lrc.Budget(params=0.5), lrc.lnr(low_rank=recipe), example_inputs=x)
-    with pytest.raises(lrc.BudgetError, match="allows 10 params, the least possible is 112"):
-        lrc.plan(model, lrc.Budget(params=10), lrc.lnr(low_rank=LOW_RANK), example_inputs=x)
-    with pytest.raises(lrc.PlanError, match="splits must be at least 2"):
-        dataclasses.replace(lrc.lnr(), splits=1)
-
-
-def test_split_without_statistics_calibrates_on_the_inputs():
-    model, x = perceptron()
-    plan = lrc.plan(model, lrc.Budget(params=0.4), lrc.lnr("top-down", low_rank=LOW_RANK), example_inputs=x)
-    known = lrc.collect(model, [x])
-    parallel = lrc.lnr("parallel", low_rank=LOW_RANK)
-    same = lrc.plan(model, lrc.Budget(params=0.4), parallel, statistics=known, example_inputs=x[:1])
-    assert plan.splits[-1].error == pytest.approx(same.splits[-1].error, rel=1e-6)
-    assert counted(lrc.apply(model, plan, batches=[x])) == plan.params_after

@@ -5,7 +5,7 @@ from lrcompress.calibrate.cost import count_macs, observe_calls
 from lrcompress.calibrate.cross import Moments, cross_moments, grouped_moments, in_order_of_calls
 from lrcompress.calibrate.follow import Behind, what_follows
 from lrcompress.calibrate.own import own_moments
-from lrcompress.calibrate.run import in_parts, inference, observed, run, samples_in
+from lrcompress.calibrate.run import in_parts, inference, observed, run, samples_in, thinned
 from lrcompress.calibrate.statistics import CollectionInterrupted, Statistics, collect_layers, fingerprint
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "run",
     "samples_in",
     "shift_mean",
+    "thinned",
     "what_follows",
 ]

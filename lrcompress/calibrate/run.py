@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lrcompress.types import PlanError
 
-_AT_ONCE = 500  # samples in one forward
+_AT_ONCE = 100  # samples in one forward
 
 
 def run(
@@ -29,6 +29,16 @@ def run(
 def in_parts(inputs: Any) -> list[Any]:
     """Cut inputs into batches, when they are one tensor."""
     return list(inputs.split(_AT_ONCE)) if isinstance(inputs, Tensor) else [inputs]
+
+
+def thinned(
+    batches: Sequence[Any],
+    share: int,  # one batch of so many
+    least: int,  # samples that stay, if there are as many
+) -> list[Any]:
+    """Return evenly spaced batches."""
+    samples = sum(samples_in(batch) for batch in batches)
+    return list(batches[:: max(1, min(share, samples // least))])
 
 
 def samples_in(inputs: Any) -> int:

@@ -35,6 +35,7 @@ class OnTop:
 
     step: ActivationAware
     shares: Mapping[str, Shares]  # of fitted layers
+    same: Mapping[str, OptionTable]  # the step's, of layers that no removal touched
 
     def __call__(
         self,
@@ -46,9 +47,10 @@ class OnTop:
         shares = [self.shares.get(layer.name, Shares()) for layer in layers]
         known = [statistics.get(layer.name) for layer in layers]
         branches = [k.share if k is not None and self.step.error == "branch" else 1.0 for k in known]
+        other = [i for i, layer in enumerate(layers) if layer.name not in self.same]
+        found = self.step(tuple(layers[i] for i in other), tuple(weights[i] for i in other), statistics)
+        tables = {**self.same, **{layers[i].name: table for i, table in zip(other, found, strict=True)}}
         return [
-            replace(table, error=branch * share.lost + share.given * table.error)
-            for table, share, branch in zip(
-                self.step(layers, weights, statistics), shares, branches, strict=True
-            )
+            replace(tables[layer.name], error=branch * share.lost + share.given * tables[layer.name].error)
+            for layer, share, branch in zip(layers, shares, branches, strict=True)
         ]

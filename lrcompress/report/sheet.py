@@ -145,10 +145,14 @@ def splits_sheet(plan: Plan) -> Sheet:
     for split in plan.splits:
         taken = "taken" if split.error == plan.objective else ""
         errors = error_text(split.error), error_text(split.output_error)
-        rows.append((f"{split.fraction:.3f}", *errors, taken))
+        fitted = str(split.samples or "statistics")
+        rows.append((f"{split.fraction:.3f}", *errors, fitted, taken))
     return Sheet(
         title="Splits tried: size after the removal, and what low rank on top of it loses",
-        columns=(Column("size"), Column("objective"), Column("output error"), Column("", "words")),
+        columns=(
+            *(Column("size"), Column("objective"), Column("output error"), Column("fitted to")),
+            Column("", "words"),
+        ),
         rows=tuple(rows),
     )
 

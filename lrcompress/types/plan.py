@@ -16,7 +16,7 @@ from lrcompress.types.coupling import Removal
 from lrcompress.types.errors import BudgetError, CompressionError, PlanError
 from lrcompress.types.layer import Layer, LowRank, Option
 
-PLAN_FORMAT = 4  # raised whenever plans written before could no longer be read
+PLAN_FORMAT = 5  # raised whenever plans written before could no longer be read
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class Split:
 
     fraction: float  # of the cost that the budget bounds; 1: no neuron went
     error: float  # the objective: predicted, layer by layer
-    output_error: float = math.nan  # relative, of the model's outputs on the example inputs: measured
+    output_error: float = math.nan  # relative, of the model's outputs on all samples: measured
+    samples: int = 0  # that the measured model was fitted to, layer after layer; 0: to statistics
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,7 @@ class Plan:
         narrowed += [
             f"removed down to {split.fraction:.3f}, then low rank: objective {split.error:.4g}, "
             f"output error {split.output_error:.4f}"
+            + (f" fitted to {split.samples} samples" if split.samples else "")
             for split in self.splits
         ]
         rows = [f"{'layer':<{width}}  {'weight':<16} {'choice':<32} {'params':>18} {'error':>8}"]

@@ -70,8 +70,9 @@ class Reconstruction:
     What the reduced layers give takes batches: with statistics alone ``top-down`` means ``parallel``.
     Without ``debias`` the weights are those of the group lasso, shrunk by its penalty.
     With ``low_rank`` the neurons go down to several sizes between the whole network and the budget, what is
-    left is factored by that recipe down to the budget, all are fitted and run on the example inputs, and the
-    one whose outputs are nearest is taken.
+    left is factored by that recipe down to the budget, all are fitted and run on all samples, and the one
+    whose outputs are nearest is taken. Where fits are to batches, layer after layer, all are first fitted to
+    an eighth of the batches, of at least 100 samples, and only the better half then to all.
 
     Source: Robin and Jain, Linear Neural Reconstruction.
     """
