@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lrcompress as lrc
 from lrcompress import calibrate, rewrite
+from lrcompress.calibrate import cost
 from lrcompress.types import LowRank
 
 # What the dense layer says of its own even kernels is not ours to mend.
@@ -175,3 +176,20 @@ def test_new_modules_check_their_sizes():
         lrc.nn.LowRankConv2d(4, 4, 3, rank=1, conv_groups=3)
     fresh = lrc.nn.LowRankConv2d(8, 8, 3, rank=4, groups=2, padding=1)
     assert 0.05 < fresh(torch.randn(4, 8, 10, 10)).std() < 5
+
+
+def test_macs_of_recurrent_layers():
+    """Whole layers in one call of a library, and steps of products."""
+    inputs, hidden, steps = 16, 32, 7
+    x = torch.randn(3, steps, inputs)
+    for kind, gates in ((nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)):
+        model = kind(inputs, hidden, 2, batch_first=True, bidirectional=True)
+        first, second = inputs + hidden, 2 * hidden + hidden
+        assert calibrate.count_macs(model, x) == 2 * steps * gates * hidden * (first + second)
+
+
+def test_macs_of_recurrent_layers_on_cuda():
+    """The whole stack in one call, by the shapes of what it is given."""
+    stack = [[128, 16], [128, 32], [128], [128], [128, 32], [128, 32], [128], [128]]
+    flops = cost._RECURRENT[torch.ops.aten._cudnn_rnn]((7, 3, 16), stack, 4, None)
+    assert flops == 2 * 7 * 3 * 128 * (16 + 32 + 32 + 32)

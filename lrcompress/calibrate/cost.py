@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +14,30 @@ from lrcompress.calibrate.run import inference, observed, run, samples_in
 from lrcompress.types import Call
 
 
+def _recurrent_flops(inputs: Sequence[int], rows: Sequence[Sequence[int]]) -> int:
+    """Every weight matrix meets every time step of every sample once."""
+    return 2 * math.prod(inputs[:-1]) * sum(math.prod(shape) for shape in rows if len(shape) == 2)
+
+
+def _onednn_layer(inputs: Sequence[int], *weights: Any, out_shape: Any, **_: Any) -> int:
+    return _recurrent_flops(inputs, weights[:2])  # then biases
+
+
+def _cudnn_layers(inputs: Sequence[int], weights: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    return _recurrent_flops(inputs, weights)
+
+
+# Whole recurrent layers are one call of a library, which torch's counter does not know.
+_RECURRENT = {torch.ops.aten.mkldnn_rnn_layer: _onednn_layer, torch.ops.aten._cudnn_rnn: _cudnn_layers}
+
+
 def count_macs(model: nn.Module, inputs: Any) -> int:
     """Count the multiply-accumulates of one sample's forward, matrix products of attention included."""
     samples = samples_in(inputs)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot see into its fused kernel
     try:
-        with inference(model), FlopCounterMode(display=False) as counter:
+        with inference(model), FlopCounterMode(display=False, custom_mapping=_RECURRENT) as counter:
             run(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
