@@ -139,10 +139,12 @@ def table(name: str, dense: float, rows: list[dict[str, Any]]) -> Table:
     found.add_column("way")
     for budget in dict.fromkeys(row["budget"] for row in rows):
         found.add_column(f"params {budget}", justify="right")
+    shrunk = {row["way"] for row in rows if not row["debias"]}  # low rank has no such variant
     for way, debias in dict.fromkeys((row["way"], row["debias"]) for row in rows):
         mine = [row for row in rows if (row["way"], row["debias"]) == (way, debias)]
         cells = [f"{r['error']:.2f}" + (f" ({r['error_retrained']:.2f})" if debias else "") for r in mine]
-        found.add_row(f"{way}, {'debiased' if debias else 'shrunk'}", *cells)
+        kind = f", {'debiased' if debias else 'shrunk'}" if way in shrunk else ""
+        found.add_row(way + kind, *cells)
     return found
 
 

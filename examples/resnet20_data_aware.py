@@ -51,8 +51,10 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=10_000)
     add_only(parser)
     args = parser.parse_args()
-    names = [name for name, *_ in ways()]
-    only = chosen(parser, names, args.only)
+    recipes = {name: how for name, *how in ways()}
+    budgets = {" ".join(f"{key} {value}" for key, value in budget.items()): budget for budget in BUDGETS}
+    every = [(name, budget) for name in recipes for budget in budgets]
+    jobs = chosen(parser, every, args.only)
     if "LRCOMPRESS_DATA" not in os.environ:
         parser.error("set LRCOMPRESS_DATA to the folder with CIFAR-10 and resnet20_cifar10.safetensors")
     folder = Path(os.environ["LRCOMPRESS_DATA"])
@@ -70,23 +72,24 @@ def main() -> None:
         "batches": {"batches": batches},
     }
     rows = []
-    jobs = [(way, budget) for way in ways() if way[0] in only for budget in BUDGETS]
-    for (name, recipe, fitted_to, how), budget in track(jobs, console=Console(stderr=True)):
+    for name, budget in track(jobs, console=Console(stderr=True)):
+        recipe, fitted_to, how = recipes[name]
         start = time.perf_counter()
-        plan = lrc.plan(model, lrc.Budget(**budget), recipe, example_inputs=x[:1], statistics=statistics)
+        kept = lrc.Budget(**budgets[budget])
+        plan = lrc.plan(model, kept, recipe, example_inputs=x[:1], statistics=statistics)
         small = lrc.apply(model, plan, **data[fitted_to], refinement=how)
         seconds = time.perf_counter() - start
-        row = {"way": name, "budget": " ".join(f"{key} {value}" for key, value in budget.items())}
+        row: dict[str, Any] = {"way": name, "budget": budget}
         row |= {"params": plan.params_after / plan.params, "macs": plan.macs_after / plan.macs}
         rows.append({**row, "seconds": seconds, "top1": top1(lrc.merge(small), x, labels)})
 
     table = Table(title=f"ResNet20, dense {dense:.2f} %, statistics in {collected:.1f} s: top-1 %")
     table.add_column("way")
-    columns = list(dict.fromkeys(row["budget"] for row in rows))
-    for column in columns:
+    for column in budgets:
         table.add_column(column, justify="right")
-    for name in only:
-        table.add_row(name, *(f"{row['top1']:.2f}" for row in rows if row["way"] == name))
+    for name in dict.fromkeys(name for name, _ in jobs):
+        cells = {row["budget"]: f"{row['top1']:.2f}" for row in rows if row["way"] == name}
+        table.add_row(name, *(cells.get(budget, "") for budget in budgets))
     Console().print(table)
     if args.json:
         versions = {
@@ -95,7 +98,7 @@ def main() -> None:
             "machine": platform.processor(),
         }
         results = {"dense": dense, "collected": collected, "versions": versions}
-        results["rows"] = joined(args.json, "way", names, rows)
+        results["rows"] = joined(args.json, "way", every, rows)
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 

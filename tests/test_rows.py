@@ -18,23 +18,29 @@ def rows():
     return module
 
 
-def test_names_are_chosen_by_pattern(rows, capsys):
+def test_rows_and_cells_are_chosen_by_pattern(rows, capsys):
     parser = argparse.ArgumentParser()
     rows.add_only(parser)
-    names = ["alds", "svd", "svd, fitted"]
-    assert rows.chosen(parser, names, parser.parse_args([]).only) == names
-    assert rows.chosen(parser, names, parser.parse_args(["--only", "svd*"]).only) == names[1:]
-    assert rows.chosen(parser, names, parser.parse_args(["--only", "svd"]).only) == ["svd"]
+    jobs = [(name, budget) for name in ("alds", "svd", "svd, fitted") for budget in (0.5, 0.25)]
+
+    def left(*arguments):
+        return rows.chosen(parser, jobs, parser.parse_args(arguments).only)
+
+    assert left() == jobs
+    assert left("--only", "svd*") == jobs[2:]
+    assert left("--only", "svd") == jobs[2:4]
+    assert left("--only", "svd, 0.25") == [jobs[3]]
+    assert left("--only", "*, 0.5") == jobs[::2]
     with pytest.raises(SystemExit):
-        rows.chosen(parser, names, "pca")
-    assert "--only must match one of ['alds', 'svd', 'svd, fitted'], got 'pca'" in capsys.readouterr().err
+        left("--only", "pca")
+    assert "--only must match one of ['alds, 0.5', 'alds, 0.25', 'svd, 0.5'" in capsys.readouterr().err
 
 
-def test_rows_take_the_place_of_earlier_ones(rows, tmp_path):
+def test_cells_take_the_place_of_earlier_ones(rows, tmp_path):
     path = tmp_path / "results.json"
-    names = ["a", "b", "c"]
-    first = [{"way": name, "budget": budget, "top1": 1} for name in ("a", "gone", "c") for budget in (1, 2)]
-    assert rows.joined(path, "way", names, first) == first[:2] + first[4:]
+    jobs = [(name, budget) for name in "abc" for budget in (1, 2)]
+    first = [{"way": name, "budget": budget, "top1": 1} for name in ("c", "gone", "a") for budget in (1, 2)]
+    assert rows.joined(path, "way", jobs, first) == first[4:] + first[:2]
     path.write_text(json.dumps({"rows": first}))
-    new = [{"way": "b", "budget": 3, "top1": 2}, {"way": "a", "budget": 3, "top1": 3}]
-    assert rows.joined(path, "way", names, new) == [new[1], new[0], *first[4:]]
+    new = [{"way": "b", "budget": 2, "top1": 2}, {"way": "a", "budget": 2, "top1": 3}]
+    assert rows.joined(path, "way", jobs, new) == [first[4], new[1], new[0], *first[:2]]

@@ -148,6 +148,7 @@ def lenet() -> str:
     """Errors of both networks: a row a way, a column a network and budget."""
     results = read("lenet")
     cases = list(dict.fromkeys((row["network"], row["budget"]) for row in results["rows"]))
+    shrunk = {row["way"] for row in results["rows"] if not row["debias"]}  # low rank has no such variant
     rows = []
     for way, debias in dict.fromkeys((row["way"], row["debias"]) for row in results["rows"]):
         cells = []
@@ -157,7 +158,8 @@ def lenet() -> str:
                 if (row["way"], row["debias"], row["network"], row["budget"]) == same:
                     more = f" ({row['error_retrained']:.2f})" if debias else ""
                     cells.append(f"{row['error']:.2f}{more}")
-        rows.append([f"{way}, {'debiased' if debias else 'shrunk'}", *cells])
+        kind = f", {'debiased' if debias else 'shrunk'}" if way in shrunk else ""
+        rows.append([way + kind, *cells])
     dense = ", ".join(f"{name} {error:.2f} %" for name, error in results["dense"].items())
     header = ["chaining", *(f"{name}, params {budget}" for name, budget in cases)]
     return f"{table(header, rows)}\n\nDense: {dense}. torch {results['versions']['torch']}"
@@ -194,12 +196,13 @@ def autocorrelation() -> str:
 
 
 def resnet20_lnr() -> str:
-    """Top-1 of removed channels, and of low rank."""
+    """Top-1 of removed channels, of low rank, and of both."""
     results = read("resnet20_lnr")
-    budgets = list(dict.fromkeys(row["budget"] for row in results["rows"]))
+    budgets = sorted({row["budget"] for row in results["rows"]}, reverse=True)
     rows = []
     for name in dict.fromkeys(row["recipe"] for row in results["rows"]):
-        rows.append([name, *(f"{row['top1']:.2f}" for row in results["rows"] if row["recipe"] == name)])
+        cells = {row["budget"]: f"{row['top1']:.2f}" for row in results["rows"] if row["recipe"] == name}
+        rows.append([name, *(cells.get(budget, "") for budget in budgets)])
     header = ["ResNet20, channels removed", *(f"params {budget}" for budget in budgets)]
     return f"{table(header, rows)}\n\nDense: {results['dense']:.2f} %. torch {results['torch']}"
 
