@@ -19,10 +19,12 @@ namespace lrc {
 namespace {
 
 constexpr std::int64_t kPair =
-    2 * kWide;                      // entries that the decoder's kernel makes side by side: with kLines
-constexpr std::int64_t kLines = 6;  // lines of them it fills the registers of AVX2
-constexpr int kRegisters = 16;      // of AVX2
-constexpr std::int64_t kDecoderSize = 1 << 12;  // floats of U: half an L1 cache of 32 KiB
+    2 * kWide;                         // entries that the decoder's kernel makes side by side: with kLines
+constexpr std::int64_t kLines = 6;     // lines of them it fills the registers of AVX2
+constexpr int kRegisters = 16;         // of AVX2
+constexpr std::int64_t kVectors = 12;  // of a part of z: whole calls of the encoder's kernels
+constexpr std::int64_t kCopySize = 1 << 12;     // floats: half an L1 cache of 32 KiB
+constexpr std::int64_t kDecoderSize = 1 << 12;  // the same of U
 // Floats of a scratch on the stack, which unlike the heap never gives its pages back between two calls.
 constexpr std::int64_t kLocalSize = 3 << 14;
 
@@ -89,13 +91,14 @@ LRC_MULTIVERSION void make_weights(const LowrankConv2dArgs<Bfloat16>& args, Weig
     pack_weights(args, weights);
 }
 
-// kCount vectors of kRank rows of z from one group: each vector that is loaded serves all the ranks.
+// Vectors [begin, end) of kRank rows of z from one group, kCount at once: each vector that is loaded serves
+// all the ranks.
 template <int kRank, int kCount>
-LRC_INLINE void encode(const float* copy, const float* weights, const ConvLayout& layout,
-                       std::int64_t vectors, float* z) {
+LRC_INLINE void encode(const float* copy, const float* weights, const ConvLayout& layout, std::int64_t begin,
+                       std::int64_t end, float* z) {
     const auto terms = static_cast<std::int64_t>(layout.taps.size());
     const std::int64_t* taps = layout.taps.data();
-    for (std::int64_t v = 0; v < vectors; v += kCount) {
+    for (std::int64_t v = begin; v < end; v += kCount) {
         const float* from[kCount];
         LRC_UNROLL
         for (int c = 0; c < kCount; ++c) from[c] = copy + layout.sources[v + c];
@@ -136,22 +139,28 @@ LRC_INLINE void encode_group(const float* copy, const float* weights, std::int64
     const auto terms = static_cast<std::int64_t>(layout.taps.size());
     const std::int64_t most =
         divide_up(rank, 3) * divide_up(vectors, 4) < divide_up(rank, 4) * divide_up(vectors, 3) ? 3 : 4;
-    for (std::int64_t part = 0; part < divide_up(rank, most); ++part) {
-        const std::int64_t first = cut(rank, most, part);
-        const float* rows = weights + first * terms;
-        float* to = z + first * layout.z_stride;
-        switch (cut(rank, most, part + 1) - first) {
-            case 1:
-                encode<1, 8>(copy, rows, layout, vectors, to);
-                break;
-            case 2:
-                encode<2, 4>(copy, rows, layout, vectors, to);
-                break;
-            case 3:
-                encode<3, 4>(copy, rows, layout, vectors, to);
-                break;
-            default:
-                encode<4, 3>(copy, rows, layout, vectors, to);
+    // A copy that the L1 cache does not hold is gone through once, some vectors by all ranks at a time.
+    const bool once = rank > most && layout.group_size > kCopySize;
+    const std::int64_t size = once ? kVectors : vectors;
+    for (std::int64_t begin = 0; begin < vectors; begin += size) {
+        const std::int64_t end = std::min(begin + size, vectors);
+        for (std::int64_t part = 0; part < divide_up(rank, most); ++part) {
+            const std::int64_t first = cut(rank, most, part);
+            const float* rows = weights + first * terms;
+            float* to = z + first * layout.z_stride;
+            switch (cut(rank, most, part + 1) - first) {
+                case 1:
+                    encode<1, 8>(copy, rows, layout, begin, end, to);
+                    break;
+                case 2:
+                    encode<2, 4>(copy, rows, layout, begin, end, to);
+                    break;
+                case 3:
+                    encode<3, 4>(copy, rows, layout, begin, end, to);
+                    break;
+                default:
+                    encode<4, 3>(copy, rows, layout, begin, end, to);
+            }
         }
     }
 }
@@ -312,7 +321,7 @@ LRC_INLINE void run_tile(const LowrankConv2dArgs<T>& args, const ConvLayout& lay
         const bool clears = block == 0 || !layout.keeps_zeros;
         copy_input(args, layout, image, block * inside, (end - block) * inside, row, count, clears, copy);
         for (std::int64_t group = block; group < end; ++group) {
-            encode_group(copy + (group - block) * inside * layout.plane_size,
+            encode_group(copy + (group - block) * layout.group_size,
                          weights.encoder + group * args.rank * terms, args.rank, layout, vectors,
                          z + group * args.rank * layout.z_stride);
         }
@@ -355,8 +364,8 @@ template <class T> void lowrank_conv2d(Cpu, const LowrankConv2dArgs<T>& args) {
     Weights weights{};
     make_weights(args, weights);
     const std::int64_t tasks = args.batch * layout.tiles;
-    const std::int64_t size = args.groups * args.rank * layout.z_stride +
-                              layout.group_block * (args.channels / args.groups) * layout.plane_size;
+    const std::int64_t size =
+        args.groups * args.rank * layout.z_stride + layout.group_block * layout.group_size;
     std::vector<Scratch> scratch(worker_count(args.threads, tasks));
     if (size > kLocalSize) {
         for (Scratch& one : scratch) one = make_scratch(size);

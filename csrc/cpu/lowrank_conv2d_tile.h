@@ -23,6 +23,7 @@ struct ConvLayout {
     std::int64_t phase_size;   // columns of one remainder modulo the stride
     std::int64_t row_size;     // of the copy: all remainders
     std::int64_t plane_size;   // of the copy: one input channel
+    std::int64_t group_size;   // of the copy: the channels of one group
     std::int64_t z_stride;     // between the rows of z
     bool keeps_zeros;          // of the copy, where the next groups' input is written over the first groups'
     std::vector<std::int64_t> taps;     // [channels / groups * kernel area] offsets in the copy
@@ -97,6 +98,7 @@ template <class T> ConvLayout make_layout(const LowrankConv2dArgs<T>& args) {
     layout.plane_size =
         layout.row_size * ((layout.tile_rows - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1) +
         kWide;
+    layout.group_size = inside * layout.plane_size;
     // An odd number of cache lines, so that the rows of z fall into different sets of the L1 cache.
     const std::int64_t lines = divide_up(layout.tile_rows * columns.out + kWide, 16);
     layout.z_stride = 16 * (lines + 1 - lines % 2);

@@ -127,6 +127,8 @@ int main() {
         test(1, 3, 9, 2, 3, axis(4, 3, 1, 1, 1), axis(width, 3, 1, 1, 1));
         test(1, 18, 1, 1, 9, axis(5, 3, 2, 2, 1), axis(2 * width, 3, 2, 2, 1));
     }
+    // Input of a group that the L1 cache does not hold.
+    for (std::int64_t rank : {4, 5, 7}) test(1, 2, 12, rank, 3, axis(20, 3, 1, 1, 1), axis(21, 3, 1, 1, 1));
     test(1, 2, 5, 65, 33, axis(3, 2, 1, 1, 1), axis(6, 2, 1, 0, 1));
     // An image whose z is cut into several tiles, and rows that are padding only.
     test(1, 16, 1, 4, 2, axis(21, 3, 2, 1, 1), axis(120, 3, 1, 1, 1));
