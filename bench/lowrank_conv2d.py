@@ -1,5 +1,7 @@
 """Factored convolutions of ResNet20's shapes: ours against torch's two and the dense one, in one run.
 
+With one thread and with --threads.
+
 python bench/lowrank_conv2d.py [--threads 2] [--repeats 20] [--json bench/results/lowrank_conv2d.json]
 """
 
@@ -56,7 +58,7 @@ def methods(
 
 
 def measure(batch: int, channels: int, groups: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
-    """Time one layer, all methods in turn; each ratio is to the better layout of the other method."""
+    """Time one layer, all methods in turn; the first ratios are of better layouts to our worse one."""
     side = SIDES[channels]
     rank = max(1, round(KEPT * channels * channels * 9 / (groups * (channels // groups * 9 + channels))))
     with torch.inference_mode():
@@ -67,23 +69,28 @@ def measure(batch: int, channels: int, groups: int, dtype: torch.dtype, repeats:
         assert error <= 8 * torch.finfo(dtype).eps * largest, (error, largest)
     us = {name: 1e6 * median_and_spread(seconds)[0] for name, seconds in times.items()}
     best = {label: min(us[label + name] for name in LAYOUTS) for label in (DENSE, TWO)}
-    layer = {"dtype": str(dtype).removeprefix("torch."), "batch": batch, "channels": channels, "side": side}
+    layer = {"threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch."), "batch": batch}
+    layer |= {"channels": channels, "side": side, "groups": groups, "rank": rank}
     slower = max(us[OURS + name] for name in LAYOUTS)  # the caller has no choice of layout
     ratios = {"two / ours": best[TWO] / slower, "dense / ours": best[DENSE] / slower}
-    return layer | {"groups": groups, "rank": rank} | us | ratios
+    last = " channels_last"
+    return layer | us | ratios | {f"two / ours{last}": us[TWO + last] / us[OURS + last]}
 
 
 def main() -> None:
     """Time all layers in both batches and print a table."""
     args = arguments(__doc__, repeats=20)
     torch.empty(HELD_BYTES, dtype=torch.uint8)
-    rows = [
-        measure(batch, channels, groups, dtype, args.repeats)
-        for dtype in DTYPES
-        for channels in SIDES
-        for groups in sorted({channels, channels // 2, 8, 2, 1}, reverse=True)
-        for batch in BATCHES
-    ]
+    rows = []
+    for threads in sorted({1, args.threads}):
+        torch.set_num_threads(threads)
+        rows += [
+            measure(batch, channels, groups, dtype, args.repeats)
+            for dtype in DTYPES
+            for channels in SIDES
+            for groups in sorted({channels, channels // 2, 8, 2, 1}, reverse=True)
+            for batch in BATCHES
+        ]
     publish(f"3x3 convolutions of ResNet20, {KEPT:.0%} of the parameters, microseconds", args, rows)
 
 

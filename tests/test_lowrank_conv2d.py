@@ -148,8 +148,10 @@ def test_views_and_channels_last_give_the_same_bits():
         torch.testing.assert_close(ops.lowrank_conv2d(view, *rest), expected, rtol=0, atol=0)
 
 
-def test_bits_depend_neither_on_the_batch_nor_on_the_threads():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_bits_depend_neither_on_the_batch_nor_on_the_threads(layout):
     input, U, V, bias = make((5, 8, 6, 4, 3, 33, 19), (3, 3))
+    input = input.contiguous(memory_format=layout)
     rest = (U, V, bias, (1, 1), (1, 1), (1, 1), 4)
     found, threads = [], torch.get_num_threads()
     try:

@@ -93,19 +93,20 @@ def plan() -> str:
 def lowrank_conv2d() -> str:
     """The fused convolution in float32, for a batch of 64."""
     results = read("lowrank_conv2d")
+    counts = list(dict.fromkeys(row["threads"] for row in results["rows"]))
+    ratios = {"two / ours": "two calls / ours", "dense / ours": "dense / ours"}
+    layers: dict[tuple[int, ...], list[str]] = {}
+    for row in results["rows"]:
+        if row["dtype"] == "float32" and row["batch"] == 64 and row["channels"] <= 16 * row["groups"]:
+            layer = tuple(row[key] for key in ("channels", "side", "groups", "rank"))
+            layers.setdefault(layer, []).extend(f"{row[ratio]:.1f}" for ratio in ratios)
     rows = [
-        [
-            f"{row['channels']} x {row['side']} x {row['side']}",
-            str(row["groups"]),
-            str(row["rank"]),
-            f"{row['two / ours']:.1f}",
-            f"{row['dense / ours']:.1f}",
-        ]
-        for row in results["rows"]
-        if row["dtype"] == "float32" and row["batch"] == 64 and row["channels"] <= 16 * row["groups"]
+        [f"{channels} x {side} x {side}", str(groups), str(rank), *cells]
+        for (channels, side, groups, rank), cells in layers.items()
     ]
-    header = ["layer", "groups", "rank", "two calls / ours", "dense / ours"]
-    return f"{table(header, rows)}\n\n{where(results)}"
+    names = [f"{name}, {count} thread{'s' * (count > 1)}" for count in counts for name in ratios.values()]
+    text = table(["layer", "groups", "rank", *names], rows)
+    return f"{text}\n\n{where(results | {'threads': ' and '.join(map(str, counts))})}"
 
 
 def lowrank() -> str:

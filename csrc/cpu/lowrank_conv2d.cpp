@@ -19,9 +19,12 @@ namespace lrc {
 namespace {
 
 constexpr std::int64_t kPair =
-    2 * kWide;                      // entries that the decoder's kernel makes side by side: with kLines
-constexpr std::int64_t kLines = 6;  // lines of them it fills the registers of AVX2
-constexpr std::int64_t kRanks = 4;  // at most, of the encoder's kernel
+    2 * kWide;                         // entries that the decoder's kernel makes side by side: with kLines
+constexpr std::int64_t kLines = 6;     // lines of them it fills the registers of AVX2
+constexpr int kRegisters = 16;         // of AVX2
+constexpr std::int64_t kVectors = 12;  // of a part of z: whole calls of the encoder's kernels
+constexpr std::int64_t kCopySize = 1 << 12;     // floats: half an L1 cache of 32 KiB
+constexpr std::int64_t kDecoderSize = 1 << 12;  // the same of U
 // Floats of a scratch on the stack, which unlike the heap never gives its pages back between two calls.
 constexpr std::int64_t kLocalSize = 3 << 14;
 
@@ -32,63 +35,92 @@ LRC_INLINE std::int64_t cut(std::int64_t size, std::int64_t most, std::int64_t i
 }
 
 // The factors in float32. Where channels lie side by side, U is transposed in strips of kPair filters,
-// [strips, groups rank, kPair], zeros behind the last filter.
+// [strips, groups rank, kPair]; what is behind the last filter is of no meaning.
 struct Weights {
     const float* encoder;
     const float* decoder;
-    const float* bias;         // [filters, rounded up to kPair], zeros without one
-    std::vector<float> owned;  // what is not the caller's
+    const float* bias;               // [filters, rounded up to kPair], zeros without one
+    std::unique_ptr<float[]> owned;  // what is not the caller's
 };
 
-template <class T> Weights make_weights(const LowrankConv2dArgs<T>& args) {
-    const std::int64_t inner = args.groups * args.rank;
-    const std::int64_t strips = divide_up(args.filters, kPair);
-    const bool converts = !std::is_same_v<T, float>;
-    const std::int64_t encoder_size =
-        converts ? inner * (args.channels / args.groups) * args.rows.kernel * args.columns.kernel : 0;
-    const bool packs = converts || args.channels_last;
-    Weights weights{};
-    weights.owned.resize(strips * kPair + (packs ? strips * kPair * inner : 0) + encoder_size);
-    float* bias = weights.owned.data();
-    float* decoder = bias + strips * kPair;
-    float* encoder = weights.owned.data() + weights.owned.size() - encoder_size;
-    weights.bias = bias;
-    for (std::int64_t f = 0; args.bias != nullptr && f < args.filters; ++f) bias[f] = to_float(args.bias[f]);
-    if constexpr (!converts) {
-        weights.encoder = args.encoder;
-        weights.decoder = args.decoder;
-    } else {
-        for (std::int64_t i = 0; i < encoder_size; ++i) encoder[i] = to_float(args.encoder[i]);
-        weights.encoder = encoder;
-    }
-    if (!packs) return weights;
-    weights.decoder = decoder;
-    for (std::int64_t f = 0; f < args.filters; ++f) {
-        float* to =
-            args.channels_last ? decoder + f / kPair * kPair * inner + f % kPair : decoder + f * inner;
-        const std::int64_t step = args.channels_last ? kPair : 1;
-        for (std::int64_t m = 0; m < inner; ++m) to[m * step] = to_float(args.decoder[f * inner + m]);
-    }
-    return weights;
+template <class T> LRC_INLINE void convert(const T* from, std::int64_t size, float* to) {
+    for (std::int64_t i = 0; i < size; ++i) to[i] = to_float(from[i]);
 }
 
-// kCount vectors of kRank rows of z from one group: each vector that is loaded serves all the ranks.
+template <class T> LRC_INLINE void pack_weights(const LowrankConv2dArgs<T>& args, Weights& weights) {
+    const std::int64_t inner = args.groups * args.rank;
+    const std::int64_t filters = divide_up(args.filters, kPair) * kPair;
+    const std::int64_t encoder_size =
+        inner * (args.channels / args.groups) * args.rows.kernel * args.columns.kernel;
+    constexpr bool kConverts = !std::is_same_v<T, float>;
+    const bool packs = kConverts || args.channels_last;
+    weights.owned = std::make_unique_for_overwrite<float[]>(filters + (packs ? filters * inner : 0) +
+                                                            (kConverts ? encoder_size : 0));
+    float* bias = weights.owned.get();
+    float* decoder = bias + filters;
+    std::fill_n(bias, filters, 0.0F);
+    if (args.bias != nullptr) convert(args.bias, args.filters, bias);
+    weights.bias = bias;
+    if constexpr (kConverts) {
+        convert(args.encoder, encoder_size, decoder + filters * inner);
+        weights.encoder = decoder + filters * inner;
+    } else {
+        weights.encoder = args.encoder;
+        weights.decoder = args.decoder;
+    }
+    if (packs) weights.decoder = decoder;
+    if (!args.channels_last) {
+        if (kConverts) convert(args.decoder, args.filters * inner, decoder);
+        return;
+    }
+    for (std::int64_t f = 0; f < args.filters; f += kWide) {
+        float* strip = decoder + f / kPair * kPair * inner + f % kPair;
+        for (std::int64_t i = 0; i < inner; i += kWide) {
+            const std::int64_t m = std::max<std::int64_t>(std::min(i, inner - kWide), 0);
+            copy_block(args.decoder + f * inner + m, inner, std::min(kWide, args.filters - f),
+                       std::min(kWide, inner - m), kPair, strip + m * kPair);
+        }
+    }
+}
+
+// One a type: the compiler clones no template.
+LRC_MULTIVERSION void make_weights(const LowrankConv2dArgs<float>& args, Weights& weights) {
+    pack_weights(args, weights);
+}
+LRC_MULTIVERSION void make_weights(const LowrankConv2dArgs<Bfloat16>& args, Weights& weights) {
+    pack_weights(args, weights);
+}
+
+// Vectors [begin, end) of kRank rows of z from one group, kCount at once: each vector that is loaded serves
+// all the ranks.
 template <int kRank, int kCount>
-LRC_INLINE void encode(const float* copy, const float* weights, const ConvLayout& layout,
-                       std::int64_t vectors, float* z) {
+LRC_INLINE void encode(const float* copy, const float* weights, const ConvLayout& layout, std::int64_t begin,
+                       std::int64_t end, float* z) {
     const auto terms = static_cast<std::int64_t>(layout.taps.size());
     const std::int64_t* taps = layout.taps.data();
-    for (std::int64_t v = 0; v < vectors; v += kCount) {
+    for (std::int64_t v = begin; v < end; v += kCount) {
         const float* from[kCount];
         LRC_UNROLL
         for (int c = 0; c < kCount; ++c) from[c] = copy + layout.sources[v + c];
         Wide sums[kRank][kCount] = {};
         for (std::int64_t m = 0; m < terms; ++m) {
-            LRC_UNROLL
-            for (int c = 0; c < kCount; ++c) {
-                const Wide x = load_wide(from[c] + taps[m]);
+            // Either all that is loaded of x stays in registers beside the sums and a weight, or the weights.
+            if constexpr (kRank * kCount + kCount < kRegisters) {
+                Wide x[kCount];
                 LRC_UNROLL
-                for (int r = 0; r < kRank; ++r) sums[r][c] += weights[r * terms + m] * x;
+                for (int c = 0; c < kCount; ++c) x[c] = load_wide(from[c] + taps[m]);
+                LRC_UNROLL
+                for (int r = 0; r < kRank; ++r) {
+                    LRC_UNROLL
+                    for (int c = 0; c < kCount; ++c) sums[r][c] += weights[r * terms + m] * x[c];
+                }
+            } else {
+                LRC_UNROLL
+                for (int c = 0; c < kCount; ++c) {
+                    const Wide x = load_wide(from[c] + taps[m]);
+                    LRC_UNROLL
+                    for (int r = 0; r < kRank; ++r) sums[r][c] += weights[r * terms + m] * x;
+                }
             }
         }
         // In ascending order: what a row's last vector holds too much, the next row replaces.
@@ -101,26 +133,34 @@ LRC_INLINE void encode(const float* copy, const float* weights, const ConvLayout
     }
 }
 
-// All rows of z of one group.
+// All rows of z of one group: 4 at once by 3 vectors, or 3 by 4 where that takes fewer calls of the kernel.
 LRC_INLINE void encode_group(const float* copy, const float* weights, std::int64_t rank,
                              const ConvLayout& layout, std::int64_t vectors, float* z) {
     const auto terms = static_cast<std::int64_t>(layout.taps.size());
-    for (std::int64_t part = 0; part < divide_up(rank, kRanks); ++part) {
-        const std::int64_t first = cut(rank, kRanks, part);
-        const float* rows = weights + first * terms;
-        float* to = z + first * layout.z_stride;
-        switch (cut(rank, kRanks, part + 1) - first) {
-            case 1:
-                encode<1, 8>(copy, rows, layout, vectors, to);
-                break;
-            case 2:
-                encode<2, 4>(copy, rows, layout, vectors, to);
-                break;
-            case 3:
-                encode<3, 4>(copy, rows, layout, vectors, to);
-                break;
-            default:
-                encode<4, 2>(copy, rows, layout, vectors, to);
+    const std::int64_t most =
+        divide_up(rank, 3) * divide_up(vectors, 4) < divide_up(rank, 4) * divide_up(vectors, 3) ? 3 : 4;
+    // A copy that the L1 cache does not hold is gone through once, some vectors by all ranks at a time.
+    const bool once = rank > most && layout.group_size > kCopySize;
+    const std::int64_t size = once ? kVectors : vectors;
+    for (std::int64_t begin = 0; begin < vectors; begin += size) {
+        const std::int64_t end = std::min(begin + size, vectors);
+        for (std::int64_t part = 0; part < divide_up(rank, most); ++part) {
+            const std::int64_t first = cut(rank, most, part);
+            const float* rows = weights + first * terms;
+            float* to = z + first * layout.z_stride;
+            switch (cut(rank, most, part + 1) - first) {
+                case 1:
+                    encode<1, 8>(copy, rows, layout, begin, end, to);
+                    break;
+                case 2:
+                    encode<2, 4>(copy, rows, layout, begin, end, to);
+                    break;
+                case 3:
+                    encode<3, 4>(copy, rows, layout, begin, end, to);
+                    break;
+                default:
+                    encode<4, 3>(copy, rows, layout, begin, end, to);
+            }
         }
     }
 }
@@ -141,6 +181,11 @@ template <class T> struct Product {
     Activation activation;
 };
 
+// Not inlined: its constants would take the registers of the sums.
+LRC_MULTIVERSION void activate_all(Activation activation, float* values, const float* end) {
+    for (; values < end; values += kWide) store_wide(values, activate(activation, load_wide(values)));
+}
+
 template <int kCount, bool kLast, class T> LRC_INLINE void multiply(const Product<T>& product) {
     Wide sums[kCount][2];
     LRC_UNROLL
@@ -160,10 +205,19 @@ template <int kCount, bool kLast, class T> LRC_INLINE void multiply(const Produc
             sums[i][1] += factor * high;
         }
     }
-    if (product.activation != Activation::kNone) {
+    if (product.activation == Activation::kRelu) {
+        LRC_UNROLL
         for (int i = 0; i < kCount; ++i) {
-            for (int v = 0; v < 2; ++v) sums[i][v] = activate(product.activation, sums[i][v]);
+            LRC_UNROLL
+            for (int v = 0; v < 2; ++v) sums[i][v] = activate(Activation::kRelu, sums[i][v]);
         }
+    } else if (product.activation != Activation::kNone) {
+        float held[kCount * kPair];
+        LRC_UNROLL
+        for (int i = 0; i < 2 * kCount; ++i) store_wide(held + i * kWide, sums[i / 2][i % 2]);
+        activate_all(product.activation, held, held + kCount * kPair);
+        LRC_UNROLL
+        for (int i = 0; i < 2 * kCount; ++i) sums[i / 2][i % 2] = load_wide(held + i * kWide);
     }
     LRC_UNROLL
     for (int i = 0; i < kCount; ++i) {
@@ -226,9 +280,14 @@ template <class T>
 LRC_INLINE void decode_last(const LowrankConv2dArgs<T>& args, const ConvLayout& layout,
                             const Weights& weights, const float* z, std::int64_t pixels, T* out) {
     const std::int64_t terms = args.groups * args.rank;
-    for (std::int64_t part = 0; part < divide_up(pixels, kLines); ++part) {
-        const std::int64_t first = cut(pixels, kLines, part);
-        for (std::int64_t filter = 0; filter < args.filters; filter += kPair) {
+    const std::int64_t parts = divide_up(pixels, kLines), strips = divide_up(args.filters, kPair);
+    // What is gone through again and again, all of U or one strip of it, stays in the L1 cache.
+    const bool stays = strips * kPair * terms <= kDecoderSize;
+    for (std::int64_t outer = 0; outer < (stays ? parts : strips); ++outer) {
+        for (std::int64_t nested = 0; nested < (stays ? strips : parts); ++nested) {
+            const std::int64_t part = stays ? outer : nested;
+            const std::int64_t filter = kPair * (stays ? nested : outer);
+            const std::int64_t first = cut(pixels, kLines, part);
             const Product<T> product{.a = z + first,
                                      .a_line = 1,
                                      .a_term = layout.z_stride,
@@ -259,9 +318,10 @@ LRC_INLINE void run_tile(const LowrankConv2dArgs<T>& args, const ConvLayout& lay
     float* copy = z + args.groups * args.rank * layout.z_stride;
     for (std::int64_t block = 0; block < args.groups; block += layout.group_block) {
         const std::int64_t end = std::min(block + layout.group_block, args.groups);
-        copy_input(args, layout, image, block * inside, (end - block) * inside, row, count, copy);
+        const bool clears = block == 0 || !layout.keeps_zeros;
+        copy_input(args, layout, image, block * inside, (end - block) * inside, row, count, clears, copy);
         for (std::int64_t group = block; group < end; ++group) {
-            encode_group(copy + (group - block) * inside * layout.plane_size,
+            encode_group(copy + (group - block) * layout.group_size,
                          weights.encoder + group * args.rank * terms, args.rank, layout, vectors,
                          z + group * args.rank * layout.z_stride);
         }
@@ -276,7 +336,6 @@ LRC_INLINE void run_tile(const LowrankConv2dArgs<T>& args, const ConvLayout& lay
     }
 }
 
-// One a type: the compiler clones no template.
 LRC_MULTIVERSION void run(const LowrankConv2dArgs<float>& args, const ConvLayout& layout,
                           const Weights& weights, std::int64_t task, float* scratch) {
     run_tile(args, layout, weights, task, scratch);
@@ -302,10 +361,11 @@ Scratch make_scratch(std::int64_t size) {
 template <class T> void lowrank_conv2d(Cpu, const LowrankConv2dArgs<T>& args) {
     if (args.batch * args.filters * args.rows.out * args.columns.out == 0) return;
     const ConvLayout layout = make_layout(args);
-    const Weights weights = make_weights(args);
+    Weights weights{};
+    make_weights(args, weights);
     const std::int64_t tasks = args.batch * layout.tiles;
-    const std::int64_t size = args.groups * args.rank * layout.z_stride +
-                              layout.group_block * (args.channels / args.groups) * layout.plane_size;
+    const std::int64_t size =
+        args.groups * args.rank * layout.z_stride + layout.group_block * layout.group_size;
     std::vector<Scratch> scratch(worker_count(args.threads, tasks));
     if (size > kLocalSize) {
         for (Scratch& one : scratch) one = make_scratch(size);

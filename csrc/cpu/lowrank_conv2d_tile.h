@@ -17,13 +17,15 @@ LRC_INLINE std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + 
 
 // How a tile lies in its scratch, the same for all tiles.
 struct ConvLayout {
-    std::int64_t tile_rows;             // of the output
-    std::int64_t tiles;                 // of an image
-    std::int64_t group_block;           // groups whose input is copied at once
-    std::int64_t phase_size;            // columns of one remainder modulo the stride
-    std::int64_t row_size;              // of the copy: all remainders
-    std::int64_t plane_size;            // of the copy: one input channel
-    std::int64_t z_stride;              // between the rows of z
+    std::int64_t tile_rows;    // of the output
+    std::int64_t tiles;        // of an image
+    std::int64_t group_block;  // groups whose input is copied at once
+    std::int64_t phase_size;   // columns of one remainder modulo the stride
+    std::int64_t row_size;     // of the copy: all remainders
+    std::int64_t plane_size;   // of the copy: one input channel
+    std::int64_t group_size;   // of the copy: the channels of one group
+    std::int64_t z_stride;     // between the rows of z
+    bool keeps_zeros;          // of the copy, where the next groups' input is written over the first groups'
     std::vector<std::int64_t> taps;     // [channels / groups * kernel area] offsets in the copy
     std::vector<std::int64_t> sources;  // [vectors, rounded up] offsets of z's vectors in the copy
     std::vector<std::int64_t> targets;  // the same in a row of z, ascending
@@ -40,6 +42,7 @@ template <class T> std::int64_t choose_tile_rows(const LowrankConv2dArgs<T>& arg
 template <class T> void list_offsets(const LowrankConv2dArgs<T>& args, ConvLayout& layout) {
     const ConvAxis& rows = args.rows;
     const ConvAxis& columns = args.columns;
+    layout.taps.reserve(args.channels / args.groups * rows.kernel * columns.kernel);
     for (std::int64_t i = 0; i < args.channels / args.groups; ++i) {
         for (std::int64_t a = 0; a < rows.kernel; ++a) {
             for (std::int64_t b = 0; b < columns.kernel; ++b) {
@@ -63,6 +66,21 @@ template <class T> void list_offsets(const LowrankConv2dArgs<T>& args, ConvLayou
     }
 }
 
+// Which of the columns `phase`, `phase` + stride, ... of a padded row lie in the image, and where the first
+// of these lies.
+struct Inside {
+    std::int64_t begin;
+    std::int64_t end;
+    std::int64_t column;
+};
+
+LRC_INLINE Inside find_inside(const ConvAxis& axis, std::int64_t phase, std::int64_t size) {
+    const std::int64_t first = phase - axis.padding;
+    const std::int64_t begin = first >= 0 ? 0 : std::min(divide_up(-first, axis.stride), size);
+    const std::int64_t inside = first >= axis.in ? 0 : divide_up(axis.in - first, axis.stride);
+    return {begin, std::clamp(inside, begin, size), first + begin * axis.stride};
+}
+
 template <class T> ConvLayout make_layout(const LowrankConv2dArgs<T>& args) {
     const ConvAxis& rows = args.rows;
     const ConvAxis& columns = args.columns;
@@ -80,30 +98,43 @@ template <class T> ConvLayout make_layout(const LowrankConv2dArgs<T>& args) {
     layout.plane_size =
         layout.row_size * ((layout.tile_rows - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1) +
         kWide;
+    layout.group_size = inside * layout.plane_size;
     // An odd number of cache lines, so that the rows of z fall into different sets of the L1 cache.
     const std::int64_t lines = divide_up(layout.tile_rows * columns.out + kWide, 16);
     layout.z_stride = 16 * (lines + 1 - lines % 2);
+    // A block of fewer pixels than a vector has is written whole.
+    layout.keeps_zeros = true;
+    for (std::int64_t phase = 0; phase * layout.phase_size < layout.row_size; ++phase) {
+        const Inside inside = find_inside(columns, phase, layout.phase_size);
+        layout.keeps_zeros &= inside.end - inside.begin >= kWide;
+    }
     list_offsets(args, layout);
     return layout;
 }
 
-// Columns `phase`, `phase` + stride, ... of one padded row of the input.
+// Whole vectors of zeros: up to kWide - 1 entries behind `end` are overwritten.
+LRC_INLINE void clear(float* to, const float* end) {
+    for (; to < end; to += kWide) store_wide(to, Wide{});
+}
+
+// Columns `phase`, `phase` + stride, ... of one padded row of the input. Like all writers of the copy it
+// writes some entries too many, where what comes next in the plane is written later.
 template <class T>
 LRC_INLINE void copy_phase(const T* from, const ConvAxis& axis, std::int64_t phase, std::int64_t size,
                            float* to) {
-    const std::int64_t first = phase - axis.padding;  // column of `from` that goes to to[0]
-    const std::int64_t before = first >= 0 ? 0 : std::min(divide_up(-first, axis.stride), size);
-    const std::int64_t inside = first >= axis.in ? 0 : divide_up(axis.in - first, axis.stride);
-    const std::int64_t end = std::clamp(inside, before, size);
-    std::fill(to, to + before, 0.0F);
+    const Inside inside = find_inside(axis, phase, size);
+    const std::int64_t count = inside.end - inside.begin;
+    clear(to, to + inside.begin);
+    float* begin = to + inside.begin;
+    const std::int64_t first = inside.column;
     if (axis.stride == 1) {
-        for (std::int64_t q = before; q < end; ++q) to[q] = to_float(from[first + q]);
+        for (std::int64_t q = 0; q < count; ++q) begin[q] = to_float(from[first + q]);
     } else if (axis.stride == 2) {
-        for (std::int64_t q = before; q < end; ++q) to[q] = to_float(from[first + 2 * q]);
+        for (std::int64_t q = 0; q < count; ++q) begin[q] = to_float(from[first + 2 * q]);
     } else {
-        for (std::int64_t q = before; q < end; ++q) to[q] = to_float(from[first + axis.stride * q]);
+        for (std::int64_t q = 0; q < count; ++q) begin[q] = to_float(from[first + axis.stride * q]);
     }
-    std::fill(to + end, to + size, 0.0F);
+    clear(to + inside.end, to + size);
 }
 
 LRC_INLINE void transpose(Wide (&m)[8]) {
@@ -128,55 +159,67 @@ LRC_INLINE void transpose(Wide (&m)[8]) {
     }
 }
 
-// The same of `count` channels that lie side by side in each of `stored` channels' pixels; `to` is the first
-// one's row.
+// `lines` channels that lie side by side in each of `columns` pixels, both at most kWide, to a row for each
+// channel. Of fewer pixels the last comes again.
 template <class T>
-LRC_INLINE void copy_phase_last(const T* from, std::int64_t stored, std::int64_t count, const ConvAxis& axis,
-                                std::int64_t phase, const ConvLayout& layout, float* to) {
-    for (std::int64_t q = 0; q < layout.phase_size; q += kWide) {
-        const std::int64_t first = phase + q * axis.stride - axis.padding;
-        for (std::int64_t c = 0; c < count; c += kWide) {
-            const std::int64_t some = std::min(kWide, count - c);
-            Wide pixels[kWide];
-            LRC_UNROLL
-            for (std::int64_t j = 0; j < kWide; ++j) {
-                const std::int64_t column = first + j * axis.stride;
-                pixels[j] = Wide{};
-                if (column < 0 || column >= axis.in) continue;
-                const T* pixel = from + column * stored + c;
-                if (some == kWide) {
-                    pixels[j] = load_wide(pixel);
-                } else {
-                    for (std::int64_t k = 0; k < some; ++k) pixels[j][k] = to_float(pixel[k]);
-                }
-            }
-            transpose(pixels);
-            for (std::int64_t k = 0; k < some; ++k)
-                store_wide(to + (c + k) * layout.plane_size + q, pixels[k]);
+LRC_INLINE void copy_block(const T* from, std::int64_t step, std::int64_t columns, std::int64_t lines,
+                           std::int64_t plane, float* to) {
+    if (lines < kWide) {
+        for (std::int64_t k = 0; k < lines; ++k) {
+            for (std::int64_t j = 0; j < columns; ++j) to[k * plane + j] = to_float(from[j * step + k]);
         }
+        return;
     }
+    Wide pixels[kWide];
+    LRC_UNROLL
+    for (std::int64_t j = 0; j < kWide; ++j) pixels[j] = load_wide(from + std::min(j, columns - 1) * step);
+    transpose(pixels);
+    LRC_UNROLL
+    for (std::int64_t k = 0; k < kWide; ++k) store_wide(to + k * plane, pixels[k]);
 }
 
-// What `count` output rows from `row` on read of `channels` channels from `channel` on.
+// What copy_phase does, of `count` channels that lie side by side in each of `stored` channels' pixels; `to`
+// is the first one's row. The last block of a row, or of the channels, moves back to be whole.
+template <class T>
+LRC_INLINE void copy_phase_last(const T* from, std::int64_t stored, std::int64_t count, const ConvAxis& axis,
+                                std::int64_t phase, const ConvLayout& layout, bool clears, float* to) {
+    const std::int64_t plane = layout.plane_size;
+    const Inside inside = find_inside(axis, phase, layout.phase_size);
+    for (std::int64_t c = 0; clears && c < count; ++c) clear(to + c * plane, to + c * plane + inside.begin);
+    for (std::int64_t q = inside.begin; q < inside.end; q += kWide) {
+        const std::int64_t begin = std::max(std::min(q, inside.end - kWide), inside.begin);
+        const T* pixels = from + (inside.column + (begin - inside.begin) * axis.stride) * stored;
+        for (std::int64_t i = 0; i < count; i += kWide) {
+            const std::int64_t c = std::max<std::int64_t>(std::min(i, count - kWide), 0);
+            copy_block(pixels + c, axis.stride * stored, std::min(kWide, inside.end - begin),
+                       std::min(kWide, count - c), plane, to + c * plane + begin);
+        }
+    }
+    for (std::int64_t c = 0; clears && c < count; ++c)
+        clear(to + c * plane + inside.end, to + c * plane + layout.phase_size);
+}
+
+// What `count` output rows from `row` on read of `channels` channels from `channel` on. Without `clears` the
+// zeros around it are there already.
 template <class T>
 LRC_INLINE void copy_input(const LowrankConv2dArgs<T>& args, const ConvLayout& layout, std::int64_t image,
                            std::int64_t channel, std::int64_t channels, std::int64_t row, std::int64_t count,
-                           float* to) {
+                           bool clears, float* to) {
     const ConvAxis& rows = args.rows;
     const T* input = args.input + image * args.channels * rows.in * args.columns.in;
     const std::int64_t needed = (count - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1;
     for (std::int64_t i = 0; i < needed; ++i, to += layout.row_size) {
         const std::int64_t from = row * rows.stride - rows.padding + i;
         if (from < 0 || from >= rows.in) {
-            for (std::int64_t c = 0; c < channels; ++c)
-                std::fill_n(to + c * layout.plane_size, layout.row_size, 0.0F);
+            for (std::int64_t c = 0; clears && c < channels; ++c)
+                clear(to + c * layout.plane_size, to + c * layout.plane_size + layout.row_size);
             continue;
         }
         for (std::int64_t phase = 0; phase * layout.phase_size < layout.row_size; ++phase) {
             float* begin = to + phase * layout.phase_size;
             if (args.channels_last) {
                 const T* pixels = input + from * args.columns.in * args.channels + channel;
-                copy_phase_last(pixels, args.channels, channels, args.columns, phase, layout, begin);
+                copy_phase_last(pixels, args.channels, channels, args.columns, phase, layout, clears, begin);
                 continue;
             }
             for (std::int64_t c = 0; c < channels; ++c) {

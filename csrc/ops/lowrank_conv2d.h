@@ -44,7 +44,8 @@ template <class T> struct LowrankConv2dArgs {
     int threads;  // of the CPU twin; the CUDA twin ignores it
 };
 
-// For T = float and Bfloat16.
+// For T = float and Bfloat16. Brings the factors into its own layout in each call, so that the caller keeps
+// nothing that could go stale.
 template <class T> void lowrank_conv2d(Cpu device, const LowrankConv2dArgs<T>& args);
 // For T = Bfloat16 and Half, channels_last, z rounded to T, and V lying as [groups rank, rows.kernel,
 // columns.kernel, channels / groups]. `tile` is what choose_tile gives for these sizes and the device.

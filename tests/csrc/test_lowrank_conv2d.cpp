@@ -121,6 +121,15 @@ int main() {
     }
     for (std::int64_t rank : {1, 2, 3, 4, 5, 7, 9, 13})
         test(1, 2, 1, rank, rank, axis(6, 3, 1, 0, 1), axis(11, 1, 2, 1, 1));
+    // Blocks of 8 channels by 8 columns: too few of either, one that moves back, and zeros of the first
+    // groups that serve the next; strips of U that are gone through one by one.
+    for (std::int64_t width : {3, 7, 8, 11}) {
+        test(1, 3, 9, 2, 3, axis(4, 3, 1, 1, 1), axis(width, 3, 1, 1, 1));
+        test(1, 18, 1, 1, 9, axis(5, 3, 2, 2, 1), axis(2 * width, 3, 2, 2, 1));
+    }
+    // Input of a group that the L1 cache does not hold.
+    for (std::int64_t rank : {4, 5, 7}) test(1, 2, 12, rank, 3, axis(20, 3, 1, 1, 1), axis(21, 3, 1, 1, 1));
+    test(1, 2, 5, 65, 33, axis(3, 2, 1, 1, 1), axis(6, 2, 1, 0, 1));
     // An image whose z is cut into several tiles, and rows that are padding only.
     test(1, 16, 1, 4, 2, axis(21, 3, 2, 1, 1), axis(120, 3, 1, 1, 1));
     test(2, 1, 2, 2, 3, axis(1, 1, 2, 3, 1), axis(1, 2, 3, 3, 1));
