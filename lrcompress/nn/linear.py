@@ -14,6 +14,9 @@ from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_rep
 from lrcompress.ops._activations import activate
 from lrcompress.ops.lowrank_linear import kernel_pays
 
+# Multiplications in all rows from which bench/lowrank_linear.py has the op ahead of two calls of the library.
+_LEAST_WORK = {torch.float32: 1 << 20, torch.bfloat16: 1 << 19}
+
 
 class LowRankLinear(nn.Module):
     """Apply ``y = U V x + b`` with V block-diagonal over ``groups`` equal slices of the input features.
@@ -21,7 +24,8 @@ class LowRankLinear(nn.Module):
     U is [out_features, groups rank], V is [groups rank, in_features / groups]. Full rank is
     ``min(out_features, in_features / groups)``. A drop-in for ``nn.Linear``. ``activation`` comes behind the
     bias. ``kernel`` says what runs in inference: "fused" ``ops.lowrank_linear`` where it has a
-    kernel for so many rows, "auto" the same on the CPU alone, "composed" two products.
+    kernel for so many rows, "auto" the same on the CPU alone and not for the smallest products, whose time
+    is mostly the call's, "composed" two products.
     """
 
     def __init__(
@@ -86,7 +90,11 @@ class LowRankLinear(nn.Module):
         """Say whether a kernel of ``ops.lowrank_linear`` runs this call: unless composed, if it has one."""
         if self.kernel == "composed" or not takes_fused(self.kernel, input, self.U, self.V, self.bias):
             return False
-        return kernel_pays(input, self.groups * self.rank, input.numel() // max(self.in_features, 1))
+        rows = input.numel() // max(self.in_features, 1)
+        work = rows * (self.U.numel() + self.V.numel())
+        if self.kernel == "auto" and work < _LEAST_WORK.get(input.dtype, 0):
+            return False
+        return kernel_pays(input, self.groups * self.rank, rows)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""
