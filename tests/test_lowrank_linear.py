@@ -65,15 +65,15 @@ def test_few_rows_run_in_the_kernel_and_many_do_not():
         assert not kernel_pays(x.to("meta"), 64, 8)
     assert not kernel_pays(x.double(), 64, 1)
     x = torch.empty(1)
-    for inner, rows in ((255, 8), (256, 16), (511, 16), (512, 64)):
+    for inner, rows in ((511, 8), (512, 16), (1023, 16), (1024, 32)):
         assert kernel_pays(x, inner, rows)
         assert not kernel_pays(x, inner, rows + 1)
 
 
 def test_the_smallest_products_run_as_two_calls_unless_asked_for():
-    for dtype, rows in ((torch.float32, 4), (torch.bfloat16, 2)):
-        for kernel, least in (("auto", rows), ("fused", 1), ("composed", 10)):
-            layer = lrc.nn.LowRankLinear(1024, 1024, 128, dtype=dtype, kernel=kernel).requires_grad_(False)
+    for dtype, rank, rows in ((torch.float32, 128, 9), (torch.float32, 256, 2), (torch.bfloat16, 128, 2)):
+        for kernel, least in (("auto", rows), ("fused", 1), ("composed", 9)):
+            layer = lrc.nn.LowRankLinear(1024, 1024, rank, dtype=dtype, kernel=kernel).requires_grad_(False)
             ran = [n for n in range(1, 9) if layer.runs_fused(torch.empty(n, 1024, dtype=dtype))]
             assert ran == list(range(least, 9))
 

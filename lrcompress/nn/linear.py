@@ -14,8 +14,8 @@ from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_rep
 from lrcompress.ops._activations import activate
 from lrcompress.ops.lowrank_linear import kernel_pays
 
-# Multiplications in all rows from which bench/lowrank_linear.py has the op ahead of two calls of the library.
-_LEAST_WORK = {torch.float32: 1 << 20, torch.bfloat16: 1 << 19}
+# Weights, and multiplications in all rows, from which bench/lowrank_linear.py has the op ahead of two calls.
+_LEAST = {torch.float32: (1 << 19, 1 << 20), torch.bfloat16: (0, 1 << 19)}
 
 
 class LowRankLinear(nn.Module):
@@ -88,11 +88,13 @@ class LowRankLinear(nn.Module):
 
     def runs_fused(self, input: Tensor) -> bool:
         """Say whether a kernel of ``ops.lowrank_linear`` runs this call: unless composed, if it has one."""
-        if self.kernel == "composed" or not takes_fused(self.kernel, input, self.U, self.V, self.bias):
-            return False
         rows = input.numel() // max(self.in_features, 1)
-        work = rows * (self.U.numel() + self.V.numel())
-        if self.kernel == "auto" and work < _LEAST_WORK.get(input.dtype, 0):
+        if self.kernel == "auto":  # first, for it is the least that a small layer is kept waiting
+            weights = self.U.numel() + self.V.numel()
+            least, work = _LEAST.get(input.dtype, (0, 0))
+            if weights < least or rows * weights < work:
+                return False
+        if self.kernel == "composed" or not takes_fused(self.kernel, input, self.U, self.V, self.bias):
             return False
         return kernel_pays(input, self.groups * self.rank, rows)
 

@@ -19,7 +19,7 @@ torch.library.define(
     _NAME, "(Tensor x, Tensor U, Tensor V, Tensor? bias, int groups, str activation) -> Tensor"
 )
 # What bench/lowrank_linear.py has the kernel ahead of two library calls for.
-_KERNEL_ROWS = ((512, 64), (256, 16), (0, 8))  # in float32, from so many rows of V on: rows at most
+_KERNEL_ROWS = ((1024, 32), (512, 16), (0, 8))  # in float32, from so many rows of V on: rows at most
 _KERNEL_ROWS_BFLOAT16 = 128  # where the library has no instructions for bfloat16, else as in float32
 _NATIVE_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 # On CUDA: few rows, whose time is that of reading the weights; or enough rows for a tile of a tensor core
