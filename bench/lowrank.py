@@ -2,9 +2,9 @@
 
 python bench/lowrank.py [--device cpu] [--compile] [--large] [--only layers] [--json bench/results/x.json]
 
-A dense layer is what merged factors run as, too. ``floor`` is the least time that the factors' arithmetic and
-traffic can take at the rates of a large matrix product and a large copy, measured in the same run. On CUDA
-the weights rotate through more than twice the L2 cache.
+On the CPU with one thread and with --threads. A dense layer is what merged factors run as, too. ``floor`` is
+the least time that the factors' arithmetic and traffic can take at the rates of a large matrix product and a
+large copy, measured in the same run. On CUDA the weights rotate through more than twice the L2 cache.
 """
 
 from __future__ import annotations
@@ -311,12 +311,16 @@ def main() -> None:
     made = {"device": args.device, "dtype": getattr(torch, dtype)}
     torch.backends.cudnn.benchmark = True
     rows = []
-    if args.only != "networks":
-        rates = peaks(made, args.repeats)
-        print(f"large product {rates[0] / 1e9:.0f} GFLOP/s, large copy {rates[1] / 1e9:.1f} GB/s")
-        rows += [layer_row(shape, made, args, rates) for shape in LAYERS[args.device]]
-    if args.only != "layers":
-        rows += network_rows(args, made)
+    for threads in sorted({1, args.threads}) if args.device == "cpu" else [args.threads]:
+        torch.set_num_threads(threads)
+        found = []
+        if args.only != "networks":
+            rates = peaks(made, args.repeats)
+            print(f"large product {rates[0] / 1e9:.0f} GFLOP/s, large copy {rates[1] / 1e9:.1f} GB/s")
+            found += [layer_row(shape, made, args, rates) for shape in LAYERS[args.device]]
+        if args.only != "layers":
+            found += network_rows(args, made)
+        rows += [{"threads": threads, **row} for row in found]
     publish(f"{dtype}; layers in microseconds, networks at half of their MACs in milliseconds", args, rows)
 
 

@@ -55,11 +55,9 @@ def resnet20_data_aware() -> str:
 
 
 def where(results: dict[str, Any]) -> str:
-    """Say on what a figure was taken."""
-    return (
-        f"{results['cpu']}, {results['isa']}, {results['threads']} threads, torch {results['torch']}, "
-        f"{results['date']}"
-    )
+    """Say on what a figure was taken; rows may have their own number of threads."""
+    threads = "" if "threads" in results["rows"][0] else f"{results['threads']} threads, "
+    return f"{results['cpu']}, {results['isa']}, {threads}torch {results['torch']}, {results['date']}"
 
 
 def peers(name: str, title: str) -> str:
@@ -115,13 +113,23 @@ def lowrank() -> str:
     rows = [
         [
             row["network"].replace("[", "").replace("]", "").replace(", 3, 32, 32", ""),
+            str(row["threads"]),
             *(f"{row[kind]:.2f}" for kind in ("dense", "dense channels_last", "two", "ours", "tuned")),
             f"{row['dense / tuned']:.2f}",
         ]
         for row in results["rows"]
         if "network" in row
     ]
-    header = ["ms, batch", "dense", "dense, channels_last", "two calls", "ours", "tuned", "dense / tuned"]
+    header = [
+        "ms, batch",
+        "threads",
+        "dense",
+        "dense, channels_last",
+        "two calls",
+        "ours",
+        "tuned",
+        "dense / tuned",
+    ]
     return f"{table(header, rows)}\n\n{where(results)}"
 
 
