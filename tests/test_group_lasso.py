@@ -238,6 +238,20 @@ def test_a_path_is_its_single_solves_in_any_order(method: str) -> None:
     assert ops.group_lasso(R, W, [], 3, method) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_asymmetry_is_measured_by_the_largest_entry(dtype) -> None:
+    """Not by the norm of all, beside which one wrong entry of many is little."""
+    allowed = 64 * torch.finfo(dtype).eps
+    for share in (0.5, 1.5):
+        R = torch.eye(64, dtype=dtype)
+        R[3, 7] = share * allowed
+        if share < 1:
+            ops.group_lasso(R, torch.ones(2, 64), 0.1)
+        else:
+            with pytest.raises(ValueError, match=r"symmetric, got R\[3, 7\]"):
+                ops.group_lasso(R, torch.ones(2, 64), 0.1)
+
+
 def test_the_initial_solution_is_left_alone() -> None:
     """Where its transpose is in memory what the solver wants, too."""
     R, W = moments(1, 4)
