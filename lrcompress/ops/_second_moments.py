@@ -96,8 +96,8 @@ def _checked_autocorrelation(
     given = R.to(torch.float64)
     norm = _finite_norm("R", given)
     exact = (given + given.T).mul_(0.5)
-    # No entry of R - R^T is larger than its norm, and R's largest is no less than norm / side: entries are only
-    # looked at where these two do not settle it.
+    # No entry of R - R^T is larger than its norm, and R's largest is no less than norm / side: entries are
+    # only looked at where these two do not settle it.
     if 2 * R.shape[0] * float(torch.dist(given, exact)) > rounding * norm:
         _check_symmetry(given, rounding)
     if norm == 0:
