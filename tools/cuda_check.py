@@ -39,13 +39,18 @@ def first_number(pattern: str, text: str) -> int:
 
 
 def kernel_name(mangled: str) -> str:
-    """The `*_kernel` identifier, and the mangled template arguments if any, so that instances differ."""
-    for match in re.finditer(r"(?=(\d+)([a-z]\w*))", mangled):
-        length, rest = int(match[1]), match[2]
-        if rest[:length].endswith("_kernel"):
-            arguments = re.match(r"I\w+?E(?=Ev)", rest[length:])
-            return rest[:length] + (arguments[0] if arguments else "")
-    return mangled
+    """The kernel's own name, and the mangled template arguments if any, so that instances differ.
+
+    Itanium C++ ABI: `_Z` or `_ZN`, then names each after its length, read here in order from the start:
+    the anonymous namespace carries a hash in which any later search may find a length by chance.
+    """
+    prefix = re.match(r"_ZN?", mangled)
+    name, rest = "", mangled[prefix.end() :] if prefix else ""
+    while length := re.match(r"\d+", rest):
+        end = length.end() + int(length[0])
+        name, rest = rest[length.end() : end], rest[end:]
+    arguments = re.match(r"I\w+?E(?=Ev)", rest)
+    return name + (arguments[0] if arguments else "") or mangled
 
 
 def parse(report: str) -> dict[str, dict[str, int]]:
