@@ -5,15 +5,26 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/row_pairs.h"
 #include "cpu/wide.h"
 #include "ops/lowrank_conv2d.h"
 
 namespace lrc {
 
 inline constexpr std::int64_t kMaxVectors = 8;      // at most, of the encoder's kernel
+inline constexpr std::int64_t kPairSize = 3 << 11;  // floats of what is combined: most of an L1 cache
+inline constexpr std::int64_t kPairVectors = 4;     // of a row of the products at least, if there are
 inline constexpr std::int64_t kTileSize = 1 << 14;  // floats of z: two L1 caches of 32 KiB
 
-LRC_INLINE std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+// Cuts `size` into the fewest parts of at most `most`, as even as can be: part `index` begins here.
+LRC_INLINE std::int64_t cut(std::int64_t size, std::int64_t most, std::int64_t index) {
+    const std::int64_t parts = divide_up(size, most);
+    return size / parts * index + std::min(index, size % parts);
+}
+
+// Room for `size` floats in an odd number of cache lines, so that rows fall into different sets of the L1
+// cache.
+LRC_INLINE std::int64_t odd_lines(std::int64_t size) { return (divide_up(size, 16) | 1) * 16; }
 
 // How a tile lies in its scratch, the same for all tiles.
 struct ConvLayout {
@@ -26,37 +37,54 @@ struct ConvLayout {
     std::int64_t group_size;   // of the copy: the channels of one group
     std::int64_t z_stride;     // between the rows of z
     bool keeps_zeros;          // of the copy, where the next groups' input is written over the first groups'
-    std::vector<std::int64_t> taps;     // [channels / groups * kernel area] offsets in the copy
-    std::vector<std::int64_t> sources;  // [vectors, rounded up] offsets of z's vectors in the copy
-    std::vector<std::int64_t> targets;  // the same in a row of z, ascending
+    bool paired;               // the encoder makes two rows of the output at a time, see row_pairs.h
+    std::int64_t pair_block;   // then: pairs of rows at once
+    std::int64_t plane_pairs;  // one combination of their rows in the copy, of a channel
+    std::int64_t part_size;    // the same of the channels of one group
+    std::int64_t sum_stride;   // between the rows of its products
+    std::vector<std::int64_t> taps;     // [channels / groups * kernel area] offsets in what the encoder reads
+    std::vector<std::int64_t> sources;  // [vectors, rounded up] offsets of its vectors there
+    std::vector<std::int64_t> targets;  // the same in a row of what it writes, ascending
 };
 
-template <class T> std::int64_t choose_tile_rows(const LowrankConv2dArgs<T>& args) {
+// The rows that the encoder makes of `count` rows of the output.
+LRC_INLINE std::int64_t made_rows(const ConvLayout& layout, std::int64_t count) {
+    return layout.paired ? divide_up(count, 2) * 2 : count;
+}
+
+template <class T> std::int64_t choose_tile_rows(const LowrankConv2dArgs<T>& args, bool paired) {
     const std::int64_t row = std::max<std::int64_t>(args.groups * args.rank * args.columns.out, 1);
     const std::int64_t fit = std::clamp<std::int64_t>(kTileSize / row, 1, args.rows.out);
     // A small batch is cut finer, so that every thread has a part.
     const std::int64_t wanted = std::min(divide_up(std::max(args.threads, 1), args.batch), args.rows.out);
-    return divide_up(args.rows.out, std::max(divide_up(args.rows.out, fit), wanted));
+    const std::int64_t chosen = divide_up(args.rows.out, std::max(divide_up(args.rows.out, fit), wanted));
+    // The same pairs in any tiles.
+    return paired && chosen < args.rows.out ? divide_up(chosen, 2) * 2 : chosen;
 }
 
-template <class T> void list_offsets(const LowrankConv2dArgs<T>& args, ConvLayout& layout) {
+template <int kWidth, class T> void list_offsets(const LowrankConv2dArgs<T>& args, ConvLayout& layout) {
     const ConvAxis& rows = args.rows;
     const ConvAxis& columns = args.columns;
-    layout.taps.reserve(args.channels / args.groups * rows.kernel * columns.kernel);
+    const std::int64_t plane = layout.paired ? layout.plane_pairs : layout.plane_size;
+    const std::int64_t kernel_rows = layout.paired ? 1 : rows.kernel;
+    layout.taps.reserve(args.channels / args.groups * kernel_rows * columns.kernel);
     for (std::int64_t i = 0; i < args.channels / args.groups; ++i) {
-        for (std::int64_t a = 0; a < rows.kernel; ++a) {
+        for (std::int64_t a = 0; a < kernel_rows; ++a) {
             for (std::int64_t b = 0; b < columns.kernel; ++b) {
                 const std::int64_t column = b * columns.dilation;
-                layout.taps.push_back(i * layout.plane_size + a * rows.dilation * layout.row_size +
+                layout.taps.push_back(i * plane + a * rows.dilation * layout.row_size +
                                       column % columns.stride * layout.phase_size + column / columns.stride);
             }
         }
     }
-    const std::int64_t row_vectors = divide_up(columns.out, kWide);
-    for (std::int64_t row = 0; row < layout.tile_rows; ++row) {
+    const std::int64_t row_vectors = divide_up(columns.out, kWidth);
+    const std::int64_t source = layout.row_size * (layout.paired ? 1 : rows.stride);
+    const std::int64_t target = layout.paired ? row_vectors * kWidth : columns.out;
+    const std::int64_t count = layout.paired ? layout.pair_block : layout.tile_rows;
+    for (std::int64_t row = 0; row < count; ++row) {
         for (std::int64_t v = 0; v < row_vectors; ++v) {
-            layout.sources.push_back(row * rows.stride * layout.row_size + v * kWide);
-            layout.targets.push_back(row * columns.out + v * kWide);
+            layout.sources.push_back(row * source + v * kWidth);
+            layout.targets.push_back(row * target + v * kWidth);
         }
     }
     // The kernel takes some vectors at a time: the last may come again.
@@ -81,34 +109,46 @@ LRC_INLINE Inside find_inside(const ConvAxis& axis, std::int64_t phase, std::int
     return {begin, std::clamp(inside, begin, size), first + begin * axis.stride};
 }
 
-template <class T> ConvLayout make_layout(const LowrankConv2dArgs<T>& args) {
+// The fields of pairs of rows.
+template <int kWidth, class T> void plan_pairs(const LowrankConv2dArgs<T>& args, ConvLayout& layout) {
+    const std::int64_t inside = args.channels / args.groups;
+    const std::int64_t row_vectors = divide_up(args.columns.out, kWidth);
+    const std::int64_t pair = kParts * (inside * layout.row_size + args.rank * row_vectors * kWidth);
+    layout.pair_block = std::clamp(std::max(kPairSize / pair, divide_up(kPairVectors, row_vectors)),
+                                   std::int64_t{1}, divide_up(layout.tile_rows, 2));
+    layout.plane_pairs = layout.pair_block * layout.row_size;
+    layout.part_size = odd_lines(inside * layout.plane_pairs + kWidth);
+    layout.sum_stride = odd_lines(layout.pair_block * row_vectors * kWidth);
+}
+
+template <int kWidth, class T> ConvLayout make_layout(const LowrankConv2dArgs<T>& args) {
     const ConvAxis& rows = args.rows;
     const ConvAxis& columns = args.columns;
     const std::int64_t inside = args.channels / args.groups;
     ConvLayout layout{};
-    layout.tile_rows = choose_tile_rows(args);
+    layout.paired = pairs_rows(args);
+    layout.tile_rows = choose_tile_rows(args, layout.paired);
     layout.tiles = divide_up(rows.out, layout.tile_rows);
     // Channels that lie side by side are copied a vector of them at a time.
     layout.group_block =
         args.channels_last ? std::min(divide_up(kWide, std::max<std::int64_t>(inside, 1)), args.groups) : 1;
     const std::int64_t last_tap = (columns.kernel - 1) * columns.dilation;
-    layout.phase_size = divide_up(columns.out, kWide) * kWide + last_tap / columns.stride;
+    layout.phase_size = divide_up(columns.out, kWidth) * kWidth + last_tap / columns.stride;
     layout.row_size = layout.phase_size * std::min(columns.stride, last_tap + 1);
     // The last vector of a row may reach into the next one, that of the last row behind it.
+    const std::int64_t made = made_rows(layout, layout.tile_rows);
     layout.plane_size =
-        layout.row_size * ((layout.tile_rows - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1) +
-        kWide;
+        layout.row_size * ((made - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1) + kWidth;
     layout.group_size = inside * layout.plane_size;
-    // An odd number of cache lines, so that the rows of z fall into different sets of the L1 cache.
-    const std::int64_t lines = divide_up(layout.tile_rows * columns.out + kWide, 16);
-    layout.z_stride = 16 * (lines + 1 - lines % 2);
+    layout.z_stride = odd_lines(layout.tile_rows * columns.out + kWidth);
+    if (layout.paired) plan_pairs<kWidth>(args, layout);
     // A block of fewer pixels than a vector has is written whole.
     layout.keeps_zeros = true;
     for (std::int64_t phase = 0; phase * layout.phase_size < layout.row_size; ++phase) {
         const Inside inside = find_inside(columns, phase, layout.phase_size);
         layout.keeps_zeros &= inside.end - inside.begin >= kWide;
     }
-    list_offsets(args, layout);
+    list_offsets<kWidth>(args, layout);
     return layout;
 }
 
@@ -191,6 +231,9 @@ LRC_INLINE void copy_phase_last(const T* from, std::int64_t stored, std::int64_t
         const T* pixels = from + (inside.column + (begin - inside.begin) * axis.stride) * stored;
         for (std::int64_t i = 0; i < count; i += kWide) {
             const std::int64_t c = std::max<std::int64_t>(std::min(i, count - kWide), 0);
+            // Strides of whole pixels are not foreseen by the processor.
+            for (std::int64_t j = 0; j < kWide; ++j)
+                __builtin_prefetch(pixels + c + (j + kWide) * axis.stride * stored);
             copy_block(pixels + c, axis.stride * stored, std::min(kWide, inside.end - begin),
                        std::min(kWide, count - c), plane, to + c * plane + begin);
         }

@@ -11,11 +11,23 @@
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 12 && \
     !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define LRC_MULTIVERSION __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+// Only for processors with AVX-512.
+#define LRC_AVX512 __attribute__((target("arch=x86-64-v4")))
 #else
 #define LRC_MULTIVERSION
 #endif
 
 namespace lrc {
+
+// Whether the processor has it; and whether it must, for what is LRC_AVX512.
+#ifdef LRC_AVX512
+inline bool has_avx512() { return __builtin_cpu_supports("x86-64-v4") != 0; }
+inline constexpr bool kNeedsAvx512 = true;
+#else
+#define LRC_AVX512
+inline bool has_avx512() { return false; }
+inline constexpr bool kNeedsAvx512 = false;
+#endif
 
 typedef double Vec __attribute__((vector_size(32), may_alias));
 typedef double LooseVec __attribute__((vector_size(32), aligned(8), may_alias));

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/lowrank_conv2d.h"
+#include "cpu/simd.h"
 #include "ops/lowrank_conv2d.h"
 
 namespace {
@@ -100,10 +102,20 @@ void test(std::int64_t batch, std::int64_t groups, std::int64_t inside, std::int
                                                  .columns = columns,
                                                  .activation = lrc::Activation::kRelu,
                                                  .threads = std::abs(threads)};
+        const std::vector<float> truth = expected(args);
+        const auto check = [&](const char* which) {
+            check::expect(out == truth, "%s: %lld groups of rank %lld, %lld by %lld pixels, %d threads",
+                          which, static_cast<long long>(groups), static_cast<long long>(rank),
+                          static_cast<long long>(rows.in), static_cast<long long>(columns.in), threads);
+            std::fill(out.begin(), out.end(), kUntouched);
+        };
         lrc::lowrank_conv2d(lrc::Cpu{}, args);
-        check::expect(out == expected(args), "%lld groups of rank %lld, %lld by %lld pixels, %d threads",
-                      static_cast<long long>(groups), static_cast<long long>(rank),
-                      static_cast<long long>(rows.in), static_cast<long long>(columns.in), threads);
+        check("chosen");
+        lrc::lowrank_conv2d(lrc::Width<8>{}, args);
+        check("8 wide");
+        if (lrc::kNeedsAvx512 && !lrc::has_avx512()) continue;
+        lrc::lowrank_conv2d(lrc::Width<16>{}, args);
+        check("16 wide");
     }
 }
 
@@ -130,6 +142,15 @@ int main() {
     // Input of a group that the L1 cache does not hold.
     for (std::int64_t rank : {4, 5, 7}) test(1, 2, 12, rank, 3, axis(20, 3, 1, 1, 1), axis(21, 3, 1, 1, 1));
     test(1, 2, 5, 65, 33, axis(3, 2, 1, 1, 1), axis(6, 2, 1, 0, 1));
+    // Pairs of rows: odd heights, kernels of other widths, no padding and more than the kernel's, vectors
+    // that would end outside of V, several blocks of pairs and several tiles.
+    for (std::int64_t height : {3, 4, 5, 8, 11}) {
+        test(2, 2, 17, 60, 6, axis(height, 3, 1, 1, 1), axis(9, 3, 1, 1, 1));
+        test(1, 1, 20, 18, 3, axis(height, 3, 1, 0, 1), axis(17, 5, 2, 2, 1));
+        test(1, 1, 49, 50, 17, axis(height, 3, 1, 2, 1), axis(8, 1, 1, 0, 1));
+        test(1, 1, 10, 9, 2, axis(height, 3, 1, 1, 1), axis(16, 9, 1, 4, 2));
+    }
+    test(1, 2, 17, 60, 8, axis(23, 3, 1, 1, 1), axis(70, 3, 1, 1, 1));
     // An image whose z is cut into several tiles, and rows that are padding only.
     test(1, 16, 1, 4, 2, axis(21, 3, 2, 1, 1), axis(120, 3, 1, 1, 1));
     test(2, 1, 2, 2, 3, axis(1, 1, 2, 3, 1), axis(1, 2, 3, 3, 1));

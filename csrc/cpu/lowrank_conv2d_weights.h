@@ -1,0 +1,78 @@
+// The factors as the CPU twin reads them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+
+#include "cpu/lowrank_conv2d_tile.h"
+
+namespace lrc {
+namespace {
+
+// Entries that the decoder's kernel makes side by side.
+template <int kWidth> constexpr std::int64_t kPair = 2 * kWidth;
+
+// The factors in float32. Where channels lie side by side, U is transposed in strips of `pair` filters,
+// [strips, groups rank, pair]; what is behind the last filter is of no meaning.
+struct Weights {
+    const float* encoder;
+    std::int64_t encoder_group;  // entries of a group: V's, or those of its combinations
+    const float* decoder;
+    const float* bias;               // [filters, rounded up to `pair`], zeros without one
+    std::unique_ptr<float[]> owned;  // what is not the caller's
+};
+
+template <class T> LRC_INLINE void convert(const T* from, std::int64_t size, float* to) {
+    for (std::int64_t i = 0; i < size; ++i) to[i] = to_float(from[i]);
+}
+
+template <class T>
+LRC_INLINE void pack_decoder(const LowrankConv2dArgs<T>& args, std::int64_t pair, float* decoder) {
+    const std::int64_t inner = args.groups * args.rank;
+    if (!args.channels_last) return convert(args.decoder, args.filters * inner, decoder);
+    for (std::int64_t f = 0; f < args.filters; f += kWide) {
+        float* strip = decoder + f / pair * pair * inner + f % pair;
+        for (std::int64_t i = 0; i < inner; i += kWide) {
+            const std::int64_t m = std::max<std::int64_t>(std::min(i, inner - kWide), 0);
+            copy_block(args.decoder + f * inner + m, inner, std::min(kWide, args.filters - f),
+                       std::min(kWide, inner - m), pair, strip + m * pair);
+        }
+    }
+}
+
+template <class T>
+LRC_INLINE void pack_weights(const LowrankConv2dArgs<T>& args, std::int64_t pair, Weights& weights) {
+    constexpr bool kConverts = !std::is_same_v<T, float>;
+    const std::int64_t inside = args.channels / args.groups, columns = args.columns.kernel;
+    const std::int64_t filters = divide_up(args.filters, pair) * pair;
+    const bool paired = pairs_rows(args), packs = kConverts || args.channels_last;
+    weights.encoder_group = paired ? kParts * kernel_part_size(args.rank, inside, columns)
+                                   : args.rank * inside * args.rows.kernel * columns;
+    const std::int64_t encoder_size = kConverts || paired ? args.groups * weights.encoder_group : 0;
+    const std::int64_t decoder_size = packs ? filters * args.groups * args.rank : 0;
+    weights.owned = std::make_unique_for_overwrite<float[]>(filters + decoder_size + encoder_size);
+    float* bias = weights.owned.get();
+    float* decoder = bias + filters;
+    float* encoder = decoder + decoder_size;
+    std::fill_n(bias, filters, 0.0F);
+    if (args.bias != nullptr) convert(args.bias, args.filters, bias);
+    if (packs) pack_decoder(args, pair, decoder);
+    if (paired) {
+        combine_kernels(args, encoder);
+    } else if (kConverts) {
+        convert(args.encoder, encoder_size, encoder);
+    }
+    weights.bias = bias;
+    if constexpr (kConverts) {
+        weights.encoder = encoder;
+        weights.decoder = decoder;
+    } else {
+        weights.encoder = paired ? encoder : args.encoder;
+        weights.decoder = packs ? decoder : args.decoder;
+    }
+}
+
+}  // namespace
+}  // namespace lrc
