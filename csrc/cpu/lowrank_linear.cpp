@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/lowrank_linear.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/wide.h"
@@ -36,22 +37,26 @@ template <class T, class Y> struct Product {
     std::int64_t tasks_of_group() const { return (lines + kTask - 1) / kTask; }
 };
 
-LRC_INLINE float total_of(Wide s) {
+LRC_INLINE float total_of(Floats<8> s) {
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+LRC_INLINE float total_of(Floats<16> s) {
+    return total_of(__builtin_shufflevector(s, s, 0, 1, 2, 3, 4, 5, 6, 7) +
+                    __builtin_shufflevector(s, s, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 
 // sums[m, n] = x[m] . w[n], a sum in registers for each; sums has rows of kTask.
-template <int kCount, int kLines, class T>
+template <int kWidth, int kCount, int kLines, class T>
 LRC_INLINE void multiply(const float* x, std::int64_t x_row, const T* w, std::int64_t terms, float* sums) {
-    Wide parts[kCount][kLines] = {};
+    Floats<kWidth> parts[kCount][kLines] = {};
     std::int64_t k = 0;
-    for (; k + kWide <= terms; k += kWide) {
-        Wide rows[kCount];
+    for (; k + kWidth <= terms; k += kWidth) {
+        Floats<kWidth> rows[kCount];
         LRC_UNROLL
-        for (int m = 0; m < kCount; ++m) rows[m] = load_wide(x + m * x_row + k);
+        for (int m = 0; m < kCount; ++m) rows[m] = load_floats<kWidth>(x + m * x_row + k);
         LRC_UNROLL
         for (int n = 0; n < kLines; ++n) {
-            const Wide line = load_wide(w + n * terms + k);
+            const Floats<kWidth> line = load_floats<kWidth>(w + n * terms + k);
             LRC_UNROLL
             for (int m = 0; m < kCount; ++m) parts[m][n] += rows[m] * line;
         }
@@ -67,13 +72,13 @@ LRC_INLINE void multiply(const float* x, std::int64_t x_row, const T* w, std::in
 }
 
 // `lines` lines and kCount rows, kLines lines at a time.
-template <int kCount, int kLines, class T>
+template <int kWidth, int kCount, int kLines, class T>
 LRC_INLINE void multiply_lines(const float* x, std::int64_t x_row, const T* w, std::int64_t terms,
                                std::int64_t lines, float* sums) {
     std::int64_t n = 0;
     for (; n + kLines <= lines; n += kLines)
-        multiply<kCount, kLines>(x, x_row, w + n * terms, terms, sums + n);
-    for (; n < lines; ++n) multiply<kCount, 1>(x, x_row, w + n * terms, terms, sums + n);
+        multiply<kWidth, kCount, kLines>(x, x_row, w + n * terms, terms, sums + n);
+    for (; n < lines; ++n) multiply<kWidth, kCount, 1>(x, x_row, w + n * terms, terms, sums + n);
 }
 
 // Bias, activation and rounding of `rows` rows of sums.
@@ -92,7 +97,8 @@ LRC_INLINE void finish(const Product<T, Y>& product, const float* sums, std::int
     }
 }
 
-template <class T, class Y> LRC_INLINE void run_task(const Product<T, Y>& product, std::int64_t task) {
+template <int kWidth, class T, class Y>
+LRC_INLINE void run_task(const Product<T, Y>& product, std::int64_t task) {
     const std::int64_t group = task / product.tasks_of_group();
     const std::int64_t first = task % product.tasks_of_group() * kTask;
     const std::int64_t lines = std::min(kTask, product.lines - first);
@@ -108,16 +114,16 @@ template <class T, class Y> LRC_INLINE void run_task(const Product<T, Y>& produc
             float* to = sums + m * kTask;
             switch (std::min(kRows, rows - m)) {
                 case 1:
-                    multiply_lines<1, 8>(x, x_row, w, terms, lines, to);
+                    multiply_lines<kWidth, 1, 8>(x, x_row, w, terms, lines, to);
                     break;
                 case 2:
-                    multiply_lines<2, 6>(x, x_row, w, terms, lines, to);
+                    multiply_lines<kWidth, 2, 6>(x, x_row, w, terms, lines, to);
                     break;
                 case 3:
-                    multiply_lines<3, 4>(x, x_row, w, terms, lines, to);
+                    multiply_lines<kWidth, 3, 4>(x, x_row, w, terms, lines, to);
                     break;
                 default:
-                    multiply_lines<4, 3>(x, x_row, w, terms, lines, to);
+                    multiply_lines<kWidth, 4, 3>(x, x_row, w, terms, lines, to);
             }
         }
         finish(product, sums, tile, rows, line, lines);
@@ -125,23 +131,34 @@ template <class T, class Y> LRC_INLINE void run_task(const Product<T, Y>& produc
 }
 
 // One a type: the compiler clones no template.
-LRC_MULTIVERSION void run(const Product<float, float>& product, std::int64_t task) {
-    run_task(product, task);
+LRC_MULTIVERSION void run(Width<8>, const Product<float, float>& product, std::int64_t task) {
+    run_task<8>(product, task);
 }
-LRC_MULTIVERSION void run(const Product<Bfloat16, float>& product, std::int64_t task) {
-    run_task(product, task);
+LRC_MULTIVERSION void run(Width<8>, const Product<Bfloat16, float>& product, std::int64_t task) {
+    run_task<8>(product, task);
 }
-LRC_MULTIVERSION void run(const Product<Bfloat16, Bfloat16>& product, std::int64_t task) {
-    run_task(product, task);
+LRC_MULTIVERSION void run(Width<8>, const Product<Bfloat16, Bfloat16>& product, std::int64_t task) {
+    run_task<8>(product, task);
+}
+LRC_AVX512 void run(Width<16>, const Product<float, float>& product, std::int64_t task) {
+    run_task<16>(product, task);
+}
+LRC_AVX512 void run(Width<16>, const Product<Bfloat16, float>& product, std::int64_t task) {
+    run_task<16>(product, task);
+}
+LRC_AVX512 void run(Width<16>, const Product<Bfloat16, Bfloat16>& product, std::int64_t task) {
+    run_task<16>(product, task);
 }
 
-template <class T, class Y> void run_all(const Product<T, Y>& product, int threads) {
-    parallel_for(threads, product.tasks(), [&](int, std::int64_t task) noexcept { run(product, task); });
+template <int kWidth, class T, class Y>
+void run_all(Width<kWidth> width, const Product<T, Y>& product, int threads) {
+    parallel_for(threads, product.tasks(),
+                 [&](int, std::int64_t task) noexcept { run(width, product, task); });
 }
 
 }  // namespace
 
-template <class T> void lowrank_linear(Cpu, const LowrankLinearArgs<T>& args) {
+template <int kWidth, class T> void lowrank_linear(Width<kWidth> width, const LowrankLinearArgs<T>& args) {
     std::vector<float> converted;
     const float* input;
     if constexpr (std::is_same_v<T, float>) {
@@ -170,8 +187,21 @@ template <class T> void lowrank_linear(Cpu, const LowrankLinearArgs<T>& args) {
                                 .lines = args.filters,
                                 .terms = args.groups * args.rank,
                                 .activation = args.activation};
-    run_all(encoder, args.threads);
-    run_all(decoder, args.threads);
+    run_all(width, encoder, args.threads);
+    run_all(width, decoder, args.threads);
+}
+
+template void lowrank_linear(Width<8>, const LowrankLinearArgs<float>&);
+template void lowrank_linear(Width<16>, const LowrankLinearArgs<float>&);
+template void lowrank_linear(Width<8>, const LowrankLinearArgs<Bfloat16>&);
+template void lowrank_linear(Width<16>, const LowrankLinearArgs<Bfloat16>&);
+
+template <class T> void lowrank_linear(Cpu, const LowrankLinearArgs<T>& args) {
+    if (has_avx512()) {
+        lowrank_linear(Width<16>{}, args);
+    } else {
+        lowrank_linear(Width<8>{}, args);
+    }
 }
 
 template void lowrank_linear(Cpu, const LowrankLinearArgs<float>&);

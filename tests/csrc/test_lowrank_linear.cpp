@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/lowrank_linear.h"
+#include "cpu/simd.h"
 #include "ops/lowrank_linear.h"
 
 namespace {
@@ -56,15 +58,24 @@ void test(std::int64_t rows, std::int64_t inside, std::int64_t groups, std::int6
                                              .filters = filters,
                                              .activation = lrc::Activation::kRelu,
                                              .threads = threads};
+        const auto check = [&](const char* which) {
+            bool same = true;
+            for (std::int64_t m = 0; m < rows; ++m) {
+                for (std::int64_t f = 0; f < filters; ++f)
+                    same = same && lrc::to_float(out[m * filters + f]) == expected(args, m, f);
+            }
+            check::expect(same, "%s: %lld rows, %lld groups of rank %lld, %lld filters, %d threads", which,
+                          static_cast<long long>(rows), static_cast<long long>(groups),
+                          static_cast<long long>(rank), static_cast<long long>(filters), threads);
+            std::fill(out.begin(), out.end(), lrc::from_float<T>(kUntouched));
+        };
         lrc::lowrank_linear(lrc::Cpu{}, args);
-        bool same = true;
-        for (std::int64_t m = 0; m < rows; ++m) {
-            for (std::int64_t f = 0; f < filters; ++f)
-                same = same && lrc::to_float(out[m * filters + f]) == expected(args, m, f);
-        }
-        check::expect(same, "%lld rows, %lld groups of rank %lld, %lld filters, %d threads",
-                      static_cast<long long>(rows), static_cast<long long>(groups),
-                      static_cast<long long>(rank), static_cast<long long>(filters), threads);
+        check("chosen");
+        lrc::lowrank_linear(lrc::Width<8>{}, args);
+        check("8 wide");
+        if (lrc::kNeedsAvx512 && !lrc::has_avx512()) continue;
+        lrc::lowrank_linear(lrc::Width<16>{}, args);
+        check("16 wide");
     }
 }
 
@@ -75,8 +86,8 @@ int main() {
         test<float>(rows, 9, 2, 3, 7);
         test<lrc::Bfloat16>(rows, 9, 2, 3, 7);
     }
-    // Around the lines of a task (24) and the floats of a vector (8).
-    for (std::int64_t size : {0, 1, 7, 8, 23, 24, 25, 49}) {
+    // Around the lines of a task (24) and the floats of a vector (8 or 16).
+    for (std::int64_t size : {0, 1, 7, 8, 15, 16, 17, 23, 24, 25, 49}) {
         test<float>(3, size, 1, 5, size);
         test<lrc::Bfloat16>(1, 8, 3, size, 11);
     }
