@@ -7,6 +7,7 @@
 #include <string>
 #include <type_traits>
 
+#include "cpu/amx.h"
 #include "dispatch.h"
 #include "math/momentum.h"
 #include "ops/autocorrelation.h"
@@ -34,6 +35,7 @@ py::dict build_info() {
     info["nvcc"] = nvcc.empty() ? py::object(py::none()) : py::str(nvcc);
     info["compiler"] = __VERSION__;
     info["openmp"] = openmp;
+    info["amx"] = has_amx();
     return info;
 }
 

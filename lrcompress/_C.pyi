@@ -9,6 +9,7 @@ class BuildInfo(TypedDict):
     nvcc: str | None
     compiler: str
     openmp: bool
+    amx: bool
 
 MAX_CUDA_SIDE: int
 MAX_CUDA_ROWS: int

@@ -5,6 +5,7 @@
 #include <new>
 #include <type_traits>
 
+#include "cpu/lowrank_conv2d_amx.h"
 #include "cpu/lowrank_conv2d_tile.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
@@ -360,6 +361,9 @@ Scratch make_scratch(std::int64_t size) {
 
 template <class T> void lowrank_conv2d(Cpu, const LowrankConv2dArgs<T>& args) {
     if (args.batch * args.filters * args.rows.out * args.columns.out == 0) return;
+    if constexpr (std::is_same_v<T, Bfloat16>) {
+        if (has_amx() && fills_tiles(args)) return lowrank_conv2d_amx(args);
+    }
     const ConvLayout layout = make_layout(args);
     Weights weights{};
     make_weights(args, weights);
