@@ -67,13 +67,18 @@ LRC_INLINE void copy_columns(const Bfloat16* from, std::int64_t plane, std::int6
     }
     transpose(pairs);
     for (std::int64_t j = 0; j < kWide; ++j) {
+        if (lines == 2 * kWide) {
+            store_wide(reinterpret_cast<float*>(to + j * column), pairs[j]);
+            continue;
+        }
         alignas(32) Bfloat16 entries[2 * kWide];
         store_wide(reinterpret_cast<float*>(entries), pairs[j]);
-        if (lines == 2 * kWide) {
-            std::copy_n(entries, 2 * kWide, to + j * column);
-        } else {
-            std::copy_n(entries, lines, to + j * column);
+        std::int64_t k = 0;
+        if (lines >= kWide) {
+            *reinterpret_cast<LooseHalves*>(to + j * column) = *reinterpret_cast<LooseHalves*>(entries);
+            k = kWide;
         }
+        for (; k < lines; ++k) to[j * column + k] = entries[k];
     }
 }
 
@@ -83,14 +88,14 @@ LRC_INLINE void copy_planes(const Bfloat16* from, std::int64_t plane, std::int64
     const std::int64_t inside = layout.inside;
     if (layout.columns.stride > 1 || count < kWide) {
         for (std::int64_t q = 0; q < count; ++q) {
-            for (std::int64_t c = 0; c < inside; ++c)
-                to[q * inside + c] = c < channels ? from[c * plane + q * layout.columns.stride] : Bfloat16{};
+            for (std::int64_t c = 0; c < channels; ++c)
+                to[q * inside + c] = from[c * plane + q * layout.columns.stride];
         }
         return;
     }
     for (std::int64_t q = 0; q < count; q += kWide) {
         const std::int64_t begin = std::min(q, count - kWide);  // the last block moves back to be whole
-        for (std::int64_t c = 0; c < inside; c += 2 * kWide) {
+        for (std::int64_t c = 0; c < channels; c += 2 * kWide) {
             copy_columns(from + c * plane + begin, plane, std::min(channels - c, 2 * kWide),
                          std::min(inside - c, 2 * kWide), inside, to + begin * inside + c);
         }
@@ -114,11 +119,11 @@ LRC_INLINE void copy_pixels(const Bfloat16* from, std::int64_t stored, std::int6
                 *reinterpret_cast<LooseHalves*>(to + k) = *reinterpret_cast<const LooseHalves*>(from + k);
             }
         }
-        for (std::int64_t c = channels; c < inside; ++c) to[c] = Bfloat16{};
     }
 }
 
-// What `count` output rows from `row` on read of one group.
+// What `count` output rows from `row` on read of one group. Zeros beside the columns of the image, and those
+// of channels that there are not, are there from the beginning and stay.
 LRC_INLINE void copy_group(const ConvArgs& args, const Layout& layout, std::int64_t image, std::int64_t group,
                            std::int64_t row, std::int64_t count, Bfloat16* copy) {
     const ConvAxis& rows = args.rows;
@@ -130,15 +135,13 @@ LRC_INLINE void copy_group(const ConvArgs& args, const Layout& layout, std::int6
     for (std::int64_t i = 0; i < needed; ++i) {
         if (i % rows.stride >= layout.phases) continue;
         Bfloat16* to = copy + layout.copied_row(rows, i);
-        Bfloat16* end = to + layout.pitch * layout.inside;
         const std::int64_t y = row * rows.stride - rows.padding + i;
-        if (y < 0 || y >= rows.in || inside.begin == inside.end) {
-            std::fill(to, end, Bfloat16{});
+        if (y < 0 || y >= rows.in) {
+            std::fill_n(to, layout.pitch * layout.inside, Bfloat16{});
             continue;
         }
         Bfloat16* begin = to + inside.begin * layout.inside;
         const std::int64_t columns = inside.end - inside.begin;
-        std::fill(to, begin, Bfloat16{});
         if (args.channels_last) {
             const Bfloat16* from = input + (y * width + inside.column) * args.channels + group * channels;
             copy_pixels(from, args.channels, channels, columns, layout, begin);
@@ -146,7 +149,6 @@ LRC_INLINE void copy_group(const ConvArgs& args, const Layout& layout, std::int6
             const Bfloat16* from = input + group * channels * plane + y * width + inside.column;
             copy_planes(from, plane, channels, columns, layout, begin);
         }
-        std::fill(begin + columns * layout.inside, end, Bfloat16{});
     }
 }
 
@@ -193,19 +195,13 @@ LRC_INLINE void encode_group(Tiles& tiles, const ConvArgs& args, const Layout& l
                  });
 }
 
-// z, or z as B: pairs of terms by 16 pixels.
+// z as B.
 LRC_INLINE void pair_pixels(const Layout& layout, std::int64_t pixels, const Scratch& scratch) {
-    const auto* z = reinterpret_cast<const float*>(scratch.z.data());  // each a pair
-    auto* to = reinterpret_cast<float*>(scratch.pairs.data());
-    const std::int64_t stride = layout.z_stride / 2;
+    const std::int64_t stride = layout.z_stride;
     for (std::int64_t pixel = 0; pixel < pixels; pixel += kWide) {
-        float* tile = to + pixel / kTileSide * kTileSide * stride + pixel % kTileSide;
-        for (std::int64_t q = 0; q < stride; q += kWide) {
-            Wide pairs[kWide];
-            for (std::int64_t j = 0; j < kWide; ++j) pairs[j] = load_wide(z + (pixel + j) * stride + q);
-            transpose(pairs);
-            for (std::int64_t k = 0; k < kWide; ++k) store_wide(tile + (q + k) * kTileSide, pairs[k]);
-        }
+        Bfloat16* to = scratch.pairs.data() + place_of_column(pixel, stride * kTileSide);
+        for (std::int64_t q = 0; q < stride; q += kPairedTerms)
+            pair_lines(scratch.z.data() + pixel * stride + q, stride, to + q * kTileSide);
     }
 }
 
@@ -279,17 +275,19 @@ LRC_INLINE void run_task(const ConvArgs& args, const Layout& layout, const Facto
     tiles.release();
 }
 
-// Run is run_task of some tiles, compiled for the processor that has them.
-template <class Run> void run_all(const ConvArgs& args, const Run& run) {
+// Kernel::pack and Kernel::run are pack_factors, and run_task of some tiles, compiled for the processor that
+// has them.
+template <class Kernel> void run_all(const ConvArgs& args) {
     if (args.batch * args.filters * args.rows.out * args.columns.out == 0) return;
     const Layout layout = make_tiled_layout(args);
-    const Factors factors = pack_factors(args, layout);
+    Factors factors(args, layout);
+    Kernel::pack(args, layout, factors);
     const std::int64_t tasks = args.batch * layout.tiles;
     std::vector<Scratch> scratch;
     for (int worker = 0; worker < worker_count(args.threads, tasks); ++worker)
         scratch.emplace_back(args, layout);
     parallel_for(args.threads, tasks, [&](int worker, std::int64_t task) noexcept {
-        run(args, layout, factors, task, scratch[worker]);
+        Kernel::run(args, layout, factors, task, scratch[worker]);
     });
 }
 

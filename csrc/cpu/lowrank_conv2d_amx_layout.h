@@ -65,12 +65,26 @@ inline void list_steps(const ConvArgs& args, Layout& layout) {
         layout.decoder_offsets.push_back(s * layout.decoder.terms);
 }
 
+// Rows of a task: z and the copy stay in the L2 cache, and no tile is left to a few pixels.
+inline std::int64_t choose_rows(const ConvArgs& args, const Layout& layout) {
+    constexpr std::int64_t kZSize = 1 << 15, kCopySize = 1 << 17;  // entries
+    constexpr std::int64_t kPixels = 4 * kTileSide;  // at least, for which the factors are loaded once
+    const std::int64_t rows = args.rows.out, pixels = args.columns.out;
+    const std::int64_t row_size = layout.pitch * layout.inside * std::min(args.rows.stride, args.rows.kernel);
+    const std::int64_t fit = std::min(kZSize / std::max<std::int64_t>(layout.inner * pixels, 1),
+                                      kCopySize / std::max<std::int64_t>(row_size, 1));
+    const std::int64_t most = std::max(fit, divide_up(kPixels, pixels));
+    // A small batch is cut finer, so that every thread has a part.
+    const std::int64_t wanted =
+        std::min(divide_up(std::max(args.threads, 1), args.batch), divide_up(rows * pixels, kTileSide));
+    const std::int64_t even = divide_up(rows, std::max(divide_up(rows, most), std::min(wanted, rows)));
+    return pixels == 1 ? std::min(round_up(even, kTileSide), rows) : even;
+}
+
 inline Layout make_tiled_layout(const ConvArgs& args) {
     const ConvAxis& rows = args.rows;
     const ConvAxis& columns = args.columns;
     Layout layout{};
-    layout.tile_rows = choose_tile_rows(args);
-    layout.tiles = divide_up(rows.out, layout.tile_rows);
     layout.inside = padded_terms(args.channels / args.groups, joined_taps(columns));
     // A kernel one column wide reads some columns only: the copy has no others.
     layout.step = columns.kernel == 1 ? 1 : columns.stride;
@@ -81,9 +95,11 @@ inline Layout make_tiled_layout(const ConvArgs& args) {
     layout.row_pixels = layout.pitch / layout.step;
     const std::int64_t last_row = (rows.kernel - 1) * rows.dilation;
     layout.phases = std::min(rows.stride, last_row + 1);
-    layout.phase_rows = divide_up((layout.tile_rows - 1) * rows.stride + last_row + 1, rows.stride);
     layout.inner = padded_terms(args.groups * args.rank, 1);
     layout.decoder = cut_terms(layout.inner);
+    layout.tile_rows = choose_rows(args, layout);
+    layout.tiles = divide_up(rows.out, layout.tile_rows);
+    layout.phase_rows = divide_up((layout.tile_rows - 1) * rows.stride + last_row + 1, rows.stride);
     list_steps(args, layout);
     // A group's codes are stored in whole vectors.
     const std::int64_t stored = (args.groups - 1) * args.rank + round_up(args.rank, kWide);
@@ -128,29 +144,27 @@ inline std::vector<PackedTerm> encoder_terms(const ConvArgs& args, const Layout&
     return terms;
 }
 
-inline Factors pack_factors(const ConvArgs& args, const Layout& layout) {
-    Factors factors(args, layout);
+LRC_INLINE void pack_factors(const ConvArgs& args, const Layout& layout, Factors& factors) {
     const std::int64_t inner = args.groups * args.rank;
-    if (args.bias != nullptr)
-        std::transform(args.bias, args.bias + args.filters, factors.bias.begin(),
-                       [](Bfloat16 x) { return to_float(x); });
+    for (std::int64_t f = 0; args.bias != nullptr && f < args.filters; ++f)
+        factors.bias[f] = to_float(args.bias[f]);
     const std::vector<PackedTerm> terms = encoder_terms(args, layout);
     const auto line = static_cast<std::int64_t>(terms.size());
     for (std::int64_t group = 0; group < args.groups; ++group) {
-        pack_lines(args.encoder + group * args.rank * line, args.rank, line, terms,
-                   Factors::encoder_tile(layout),
-                   factors.encoder.data() + group * Factors::encoder_group(args, layout));
+        const Bfloat16* from = args.encoder + group * args.rank * line;
+        Bfloat16* to = factors.encoder.data() + group * Factors::encoder_group(args, layout);
+        if (args.rows.kernel * args.columns.kernel == 1) {
+            pack_lines(from, args.rank, line, Factors::encoder_tile(layout), to);
+        } else {
+            pack_lines(from, args.rank, line, terms, Factors::encoder_tile(layout), to);
+        }
     }
     if (args.channels_last) {
-        std::vector<PackedTerm> of_inner;
-        for (std::int64_t q = 0; q < inner; ++q) of_inner.push_back(packed_term(q, q));
-        pack_lines(args.decoder, args.filters, inner, of_inner, layout.inner * kTileSide,
-                   factors.decoder.data());
+        pack_lines(args.decoder, args.filters, inner, layout.inner * kTileSide, factors.decoder.data());
     } else {
         for (std::int64_t f = 0; f < args.filters; ++f)
             std::copy_n(args.decoder + f * inner, inner, factors.decoder.data() + f * layout.inner);
     }
-    return factors;
 }
 
 }  // namespace tiled

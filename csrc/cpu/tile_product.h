@@ -2,12 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "cpu/amx.h"
+#include "cpu/lowrank_conv2d_tile.h"
+#include "cpu/wide.h"
 
 namespace lrc {
 
@@ -145,28 +148,62 @@ LRC_INLINE void multiply_all(Tiles& tiles, const TileProduct& product, const Fin
     }
 }
 
-// A term of a line, and where it goes in a B of one tile of columns: column n is 2 n further.
+// Where a column of B, [tiles, terms / 2, 16, 2], begins.
+LRC_INLINE std::int64_t place_of_column(std::int64_t column, std::int64_t b_tile) {
+    return column / kTileSide * b_tile + column % kTileSide * 2;
+}
+
+inline constexpr std::int64_t kPairedTerms = 2 * kWide;
+
+// 16 terms of 8 lines become those of 8 columns of B.
+LRC_INLINE void pair_lines(const Bfloat16* from, std::int64_t line, Bfloat16* to) {
+    typedef std::uint16_t Terms __attribute__((vector_size(32), may_alias));
+    typedef std::uint16_t LooseTerms __attribute__((vector_size(32), aligned(2), may_alias));
+    Wide pairs[kWide];
+    for (std::int64_t j = 0; j < kWide; ++j) {
+        const Terms terms = *reinterpret_cast<const LooseTerms*>(from + j * line);
+        pairs[j] = std::bit_cast<Wide>(terms);
+    }
+    transpose(pairs);
+    for (std::int64_t k = 0; k < kWide; ++k)
+        store_wide(reinterpret_cast<float*>(to + k * 2 * kTileSide), pairs[k]);
+}
+
+// A term of a line, and where it goes in a column.
 struct PackedTerm {
     std::int64_t from;
     std::int64_t to;
 };
-inline PackedTerm packed_term(std::int64_t from, std::int64_t term) {
+LRC_INLINE PackedTerm packed_term(std::int64_t from, std::int64_t term) {
     return {from, term / 2 * 2 * kTileSide + term % 2};
 }
 
-// Lines of `line` entries become the columns of a zeroed B. Some terms of 16 lines at a time: what is written
-// in between stays in the L1 cache.
-inline void pack_lines(const Bfloat16* from, std::int64_t lines, std::int64_t line,
-                       const std::vector<PackedTerm>& terms, std::int64_t b_tile, Bfloat16* to) {
-    constexpr std::size_t kBlock = 256;
+// Lines [lines, line] become the columns of a zeroed B, their terms in another order. Some terms of 16 lines
+// at a time: what is written in between stays in the L1 cache.
+LRC_INLINE void pack_lines(const Bfloat16* from, std::int64_t lines, std::int64_t line,
+                           const std::vector<PackedTerm>& terms, std::int64_t b_tile, Bfloat16* to) {
+    constexpr std::int64_t kBlock = 256;
     for (std::int64_t first = 0; first < lines; first += kTileSide) {
-        Bfloat16* tile = to + first / kTileSide * b_tile;
-        for (std::size_t begin = 0; begin < terms.size(); begin += kBlock) {
-            const std::size_t end = std::min(begin + kBlock, terms.size());
-            for (std::int64_t n = 0; n < std::min(lines - first, kTileSide); ++n) {
-                const Bfloat16* one = from + (first + n) * line;
-                for (std::size_t t = begin; t < end; ++t) tile[terms[t].to + 2 * n] = one[terms[t].from];
+        for (std::int64_t begin = 0; begin < line; begin += kBlock) {
+            for (std::int64_t n = first; n < std::min(first + kTileSide, lines); ++n) {
+                Bfloat16* column = to + place_of_column(n, b_tile);
+                for (std::int64_t t = begin; t < std::min(begin + kBlock, line); ++t)
+                    column[terms[t].to] = from[n * line + terms[t].from];
             }
+        }
+    }
+}
+
+// The same in the order they have.
+LRC_INLINE void pack_lines(const Bfloat16* from, std::int64_t lines, std::int64_t line, std::int64_t b_tile,
+                           Bfloat16* to) {
+    for (std::int64_t n = 0; n < lines; n += kWide) {
+        const std::int64_t whole = n + kWide <= lines ? line / kPairedTerms * kPairedTerms : 0;
+        for (std::int64_t t = 0; t < whole; t += kPairedTerms)
+            pair_lines(from + n * line + t, line, to + place_of_column(n, b_tile) + t * kTileSide);
+        for (std::int64_t m = n; m < std::min(n + kWide, lines); ++m) {
+            Bfloat16* column = to + place_of_column(m, b_tile);
+            for (std::int64_t t = whole; t < line; ++t) column[packed_term(t, t).to] = from[m * line + t];
         }
     }
 }

@@ -32,13 +32,19 @@ lrc::ConvAxis axis(std::int64_t in, std::int64_t kernel, std::int64_t stride, st
             dilation};
 }
 
-void run_on_host(const Args& args) {
-    using namespace lrc::tiled;
-    run_all(args, [](const ConvArgs& args, const Layout& layout, const Factors& factors, std::int64_t task,
-                     const Scratch& scratch) {
-        run_task<emulation::HostTiles>(args, layout, factors, task, scratch);
-    });
-}
+struct HostKernel {
+    static void pack(const lrc::tiled::ConvArgs& args, const lrc::tiled::Layout& layout,
+                     lrc::tiled::Factors& factors) {
+        lrc::tiled::pack_factors(args, layout, factors);
+    }
+    static void run(const lrc::tiled::ConvArgs& args, const lrc::tiled::Layout& layout,
+                    const lrc::tiled::Factors& factors, std::int64_t task,
+                    const lrc::tiled::Scratch& scratch) {
+        lrc::tiled::run_task<emulation::HostTiles>(args, layout, factors, task, scratch);
+    }
+};
+
+void run_on_host(const Args& args) { lrc::tiled::run_all<HostKernel>(args); }
 
 std::int64_t place(bool channels_last, std::int64_t image, std::int64_t channels, std::int64_t channel,
                    std::int64_t pixels, std::int64_t pixel) {
