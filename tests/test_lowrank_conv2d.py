@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import platform
 import sys
 from pathlib import Path
 
@@ -282,7 +283,8 @@ def test_bad_arguments_say_what_was_given():
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or not _C.build_info()["compiler"].startswith(("12", "13", "14", "15")),
+    (sys.platform, platform.machine()) != ("linux", "x86_64")
+    or not _C.build_info()["compiler"].startswith(("12", "13", "14", "15")),
     reason="needs a build by GCC 12 or later for Linux on x86-64",
 )
 def test_the_library_has_the_kernel_for_amx():

@@ -1,10 +1,11 @@
-// The convolution on tiles, which run on the host: the same bits as exact sums of small integers, and within
-// the derived bound for normal numbers. Then the instructions themselves, where the processor has none
-// carried out by a signal handler.
+// The convolution, and the linear layer as one, on tiles that run on the host: the same bits as exact sums of
+// small integers, and within the derived bound for normal numbers. Then the instructions themselves, where
+// the processor has none carried out by a signal handler.
 #include <limits>
 
 #include "check.h"
 #include "cpu/lowrank_conv2d_amx.h"
+#include "cpu/lowrank_linear_amx.h"
 #include "emulation/host_tiles.h"
 #include "lowrank.h"
 
@@ -239,6 +240,45 @@ void test_infinity(std::int64_t inside, std::int64_t rank, const lrc::ConvAxis& 
     }
 }
 
+// Many rows of a linear layer.
+void test_rows(std::int64_t rows, std::int64_t inside, std::int64_t groups, std::int64_t rank,
+               std::int64_t filters) {
+    auto input = numbers<Bfloat16>(rows * groups * inside, 9, 1);
+    auto encoder = numbers<Bfloat16>(groups * rank * inside, 9, 2);
+    auto decoder = numbers<Bfloat16>(filters * groups * rank, 9, 3);
+    auto bias = numbers<Bfloat16>(filters, 9, 4);
+    for (int threads : {1, 3}) {
+        Buffer<Bfloat16> out(rows * filters);
+        const lrc::LowrankLinearArgs<Bfloat16> args{.input = input.data(),
+                                                    .encoder = encoder.data(),
+                                                    .decoder = decoder.data(),
+                                                    .bias = bias.data(),
+                                                    .out = out.data(),
+                                                    .hidden = nullptr,
+                                                    .rows = rows,
+                                                    .inside = inside,
+                                                    .groups = groups,
+                                                    .rank = rank,
+                                                    .filters = filters,
+                                                    .activation = Activation::kRelu,
+                                                    .threads = threads};
+        run_on_host(lrc::as_image(args));
+        std::int64_t wrong = 0;
+        for (std::int64_t m = 0; m < rows; ++m) {
+            std::vector<Sum> z(groups * rank);
+            for (std::int64_t q = 0; q < groups * rank; ++q) {
+                for (std::int64_t i = 0; i < inside; ++i)
+                    z[q].add(widen(encoder[q * inside + i]),
+                             widen(input[(m * groups + q / rank) * inside + i]));
+            }
+            wrong += lowrank::wrong_outputs<Bfloat16>(args, z, out.data() + m * filters, true, inside);
+        }
+        check::expect(wrong == 0 && out.untouched_around(), "%lld rows of %lld features: %lld wrong",
+                      static_cast<long long>(rows), static_cast<long long>(groups * inside),
+                      static_cast<long long>(wrong));
+    }
+}
+
 void test_instructions() {
 #ifdef LRC_WITH_AMX
     emulation::provide_amx();
@@ -261,6 +301,11 @@ int main() {
         test_infinity(inside, 17, axis(18, 3, 2, 1, 2));
         test_infinity(inside, 3, axis(11, 1, 2, 0, 1));
     }
+    for (std::int64_t rows : {0, 63, 64, 65, 131}) {
+        test_rows(rows, 40, 1, 17, 33);
+        test_rows(rows, 9, 3, 5, 8);
+    }
+    test_rows(600, 64, 1, 3, 5);
     test_instructions();
     return check::failures > 0;
 }
