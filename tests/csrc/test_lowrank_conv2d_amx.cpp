@@ -204,9 +204,10 @@ void test_batch() {
                       "the batch changes the bits");
 }
 
-// One infinite pixel: with positive factors an output is infinite where it reads it, and nowhere else
+// One infinite entry: with positive factors an output is infinite where it reads it, and nowhere else
 // changed.
-void test_infinity(std::int64_t inside, std::int64_t rank, const lrc::ConvAxis& columns) {
+void test_infinity(std::int64_t inside, std::int64_t rank, std::int64_t channel,
+                   const lrc::ConvAxis& columns) {
     Problem problem({1, 2, inside, rank, 5, axis(5, 3, 1, 1, 1), columns, Activation::kNone, false, 1});
     for (std::int64_t i = 0; i < 2 * rank * inside * 3 * columns.kernel; ++i)
         problem.encoder[i] = lowrank::round_to<Bfloat16>(1);
@@ -217,7 +218,7 @@ void test_infinity(std::int64_t inside, std::int64_t rank, const lrc::ConvAxis& 
             Buffer<Bfloat16> clean(problem.out_size()), out(problem.out_size());
             run_on_host(problem.args(clean, channels_last, 1));
             const std::int64_t poisoned =
-                place(channels_last, 0, 2 * inside, inside - 1, in, y * columns.in + x);
+                place(channels_last, 0, 2 * inside, channel, in, y * columns.in + x);
             const Bfloat16 kept = problem.input[poisoned];
             problem.input[poisoned] = lowrank::round_to<Bfloat16>(value);
             const Args args = problem.args(out, channels_last, 1);
@@ -297,9 +298,11 @@ int main() {
     test_numbers();
     test_batch();
     for (std::int64_t inside : {1, 3, 10, 11, 21}) {
-        test_infinity(inside, 3, axis(9, 3, 1, 1, 1));
-        test_infinity(inside, 17, axis(18, 3, 2, 1, 2));
-        test_infinity(inside, 3, axis(11, 1, 2, 0, 1));
+        for (std::int64_t channel : {inside - 1, 2 * inside - 1}) {  // the last of a group
+            test_infinity(inside, 3, channel, axis(9, 3, 1, 1, 1));
+            test_infinity(inside, 17, channel, axis(18, 3, 2, 1, 2));
+            test_infinity(inside, 3, channel, axis(11, 1, 2, 0, 1));
+        }
     }
     for (std::int64_t rows : {0, 63, 64, 65, 131}) {
         test_rows(rows, 40, 1, 17, 33);
