@@ -28,11 +28,10 @@ namespace lrc {
 // on no such processor.
 LRC_INLINE bool fills_tiles(const LowrankConv2dArgs<Bfloat16>& args) {
     const std::int64_t inside = args.channels / args.groups;
-    const std::int64_t taps = args.columns.dilation == 1 ? args.columns.kernel : 1;
-    const std::int64_t steps =
-        args.rows.kernel * args.columns.kernel / taps * cut_terms(padded_terms(inside, taps) * taps).count;
-    const std::int64_t terms = inside * args.rows.kernel * args.columns.kernel;
-    return 16 * steps * divide_up(args.rank, kTileSide) <= args.rank * terms;
+    const std::int64_t taps = args.rows.kernel * args.columns.kernel;
+    const std::int64_t joined = tiled::joined_taps(args.columns);
+    const std::int64_t steps = taps / joined * cut_terms(padded_terms(inside, joined) * joined).count;
+    return 16 * steps * divide_up(args.rank, kTileSide) <= args.rank * inside * taps;
 }
 
 // The CPU twin on the tiles of AMX, for a processor that has them.

@@ -280,6 +280,17 @@ void test_rows(std::int64_t rows, std::int64_t inside, std::int64_t groups, std:
     }
 }
 
+void test_choice() {
+    const auto fills = [](std::int64_t groups, std::int64_t inside, std::int64_t rank, std::int64_t kernel) {
+        Problem problem({1, groups, inside, rank, 8, axis(8, kernel, 1, 1, 1), axis(8, kernel, 1, 1, 1)});
+        Buffer<Bfloat16> out(problem.out_size());
+        return lrc::fills_tiles(problem.args(out, true, 1));
+    };
+    check::expect(fills(2, 8, 5, 3), "3 steps of 24 terms and 5 ranks: 48 cycles, not 360");
+    check::expect(fills(1, 16, 1, 1) && !fills(1, 15, 1, 1), "as many cycles as products / 16, or more");
+    check::expect(!fills(16, 1, 2, 3), "3 steps of 6 terms and 2 ranks: 48 cycles, not 18");
+}
+
 void test_instructions() {
 #ifdef LRC_WITH_AMX
     emulation::provide_amx();
@@ -309,6 +320,7 @@ int main() {
         test_rows(rows, 9, 3, 5, 8);
     }
     test_rows(600, 64, 1, 3, 5);
+    test_choice();
     test_instructions();
     return check::failures > 0;
 }
