@@ -24,8 +24,8 @@ class LowRankLinear(nn.Module):
     U is [out_features, groups rank], V is [groups rank, in_features / groups]. Full rank is
     ``min(out_features, in_features / groups)``. A drop-in for ``nn.Linear``. ``activation`` comes behind the
     bias. ``kernel`` says what runs in inference: "fused" ``ops.lowrank_linear`` where it has a
-    kernel for so many rows, "auto" the same on the CPU alone and not for the smallest products, whose time
-    is mostly the call's, "composed" two products.
+    kernel for so many rows, "auto" the same on the CPU alone, for few rows and not for the smallest
+    products, whose time is mostly the call's, "composed" two products.
     """
 
     def __init__(
