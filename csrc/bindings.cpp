@@ -7,6 +7,7 @@
 #include <string>
 #include <type_traits>
 
+#include "cpu/amx.h"
 #include "dispatch.h"
 #include "math/momentum.h"
 #include "ops/autocorrelation.h"
@@ -34,6 +35,7 @@ py::dict build_info() {
     info["nvcc"] = nvcc.empty() ? py::object(py::none()) : py::str(nvcc);
     info["compiler"] = __VERSION__;
     info["openmp"] = openmp;
+    info["amx"] = has_amx();
     return info;
 }
 
@@ -238,6 +240,15 @@ void call_lowrank_linear(const TensorView& input, const TensorView& encoder, con
                         [&](auto device, auto... tile) { lowrank_linear(device, args, tile...); });
 }
 
+bool linear_takes_many_rows(std::int64_t rows, std::int64_t rank, std::int64_t inside) {
+    LowrankLinearArgs<Bfloat16> args{};
+    args.rows = rows;
+    args.inside = inside;
+    args.groups = 1;
+    args.rank = rank;
+    return takes_many_rows(args);
+}
+
 template <class... Rest> void bind_lowrank_linear(const TensorView& input, Rest... rest) {
     if (input.holds<float>()) return call_lowrank_linear<float>(input, rest...);
     if (input.holds<Half>()) return call_lowrank_linear<Half>(input, rest...);
@@ -354,6 +365,8 @@ PYBIND11_MODULE(_C, m) {
           py::arg("input"), py::arg("encoder"), py::arg("decoder"), py::arg("bias"), py::arg("out"),
           py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
           py::arg("activation"), py::arg("channels_last"), py::arg("threads"), py::arg("tile") = lrc::Tile{});
+    m.def("linear_takes_many_rows", &lrc::linear_takes_many_rows, py::arg("rows"), py::arg("rank"),
+          py::arg("inside"));
     m.def("lowrank_linear",
           &lrc::bind_lowrank_linear<const lrc::TensorView&, const lrc::TensorView&,
                                     const std::optional<lrc::TensorView>&, const lrc::TensorView&,

@@ -9,6 +9,7 @@ class BuildInfo(TypedDict):
     nvcc: str | None
     compiler: str
     openmp: bool
+    amx: bool
 
 MAX_CUDA_SIDE: int
 MAX_CUDA_ROWS: int
@@ -107,6 +108,7 @@ def lowrank_linear(
     threads: int,
     tile: Sequence[int] = ...,
 ) -> None: ...
+def linear_takes_many_rows(rows: int, rank: int, inside: int) -> bool: ...
 def linear_hidden_size(rows: int, groups: int, rank: int, inside: int) -> int: ...
 def lowrank_tile(
     pixels: int, groups: int, rank: int, shared_limit: int, multiprocessors: int

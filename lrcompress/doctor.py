@@ -43,6 +43,7 @@ def facts(found: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     return (
         *((name, str(found[name] or "not installed")) for name in ("lrcompress", "python", "platform")),
         ("compiled extension", built),
+        ("AMX for bfloat16", "found" if extension and extension["amx"] else "not found"),
         ("CUDA of torch", found["torch_cuda"] or "none: a CPU build"),
         ("CUDA devices", devices or "none"),
         *((name, version or "not installed") for name, version in found["packages"].items()),

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,6 +273,8 @@ def test_doctor_finds_this_installation():
     assert found["packages"]["torch"] == torch.__version__
     assert found["torch_cuda"] == torch.version.cuda
     assert found["problems"] == []
+    processor = Path("/proc/cpuinfo")
+    assert not found["extension"]["amx"] or "amx_bf16" in processor.read_text()
     assert bool(found["gpu"]) == (not (torch.cuda.is_available() and found["extension"]["cuda"]))
     text = " ".join(run("doctor").stdout.split())
     for line in (*found["gpu"], found["platform"]):

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import platform
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import lrcompress as lrc
-from lrcompress import ops
+from lrcompress import _C, ops
 from lrcompress.ops import reference
 from lrcompress.ops._activations import ACTIVATIONS
 
@@ -277,3 +280,13 @@ def test_bad_arguments_say_what_was_given():
     ]:
         with pytest.raises(ValueError, match=message):
             ops.lowrank_conv2d(**{**good, **bad})
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64")
+    or not _C.build_info()["compiler"].startswith(("12", "13", "14", "15")),
+    reason="needs a build by GCC 12 or later for Linux on x86-64",
+)
+def test_the_library_has_the_kernel_for_amx():
+    tdpbf16ps = bytes.fromhex("c4e24a5cc4")  # %tmm6, %tmm4, %tmm0
+    assert tdpbf16ps in Path(_C.__file__).read_bytes()

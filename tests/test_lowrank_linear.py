@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import lrcompress as lrc
-from lrcompress import ops
+from lrcompress import _C, ops
 from lrcompress.ops import reference
 from lrcompress.ops._activations import ACTIVATIONS
 from lrcompress.ops.lowrank_linear import kernel_pays
@@ -68,6 +68,29 @@ def test_few_rows_run_in_the_kernel_and_many_do_not():
     for inner, rows in ((511, 8), (512, 16), (1023, 16), (1024, 32)):
         assert kernel_pays(x, inner, rows)
         assert not kernel_pays(x, inner, rows + 1)
+
+
+def test_many_rows_take_the_kernel_for_amx_where_it_is_asked_for(monkeypatch, assert_as_accurate_as_torch):
+    def runs(rows, dtype, kernel):
+        layer = lrc.nn.LowRankLinear(64, 32, 16, dtype=dtype, kernel=kernel).requires_grad_(False)
+        return layer.runs_fused(torch.empty(rows, 64, dtype=dtype))
+
+    given = make((130, 64, 33, 2, 16), torch.bfloat16)
+    for amx in (False, True):
+        monkeypatch.setattr(_C, "linear_takes_many_rows", lambda rows, *_, amx=amx: amx and rows >= 64)
+        assert runs(130, torch.bfloat16, "fused") == amx
+        assert not runs(130, torch.float32, "fused")
+        assert not runs(130, torch.bfloat16, "auto")
+        x, U, V, bias = given
+        exact = reference.lowrank_linear(x, U, V, bias, 2)
+        same = compose(x, U, V, bias, 2)
+        assert_as_accurate_as_torch(ops.lowrank_linear(x, U, V, bias, 2), same, exact)
+
+
+def test_few_features_take_no_kernel_for_amx():
+    # One term of 32 and one rank of 16 leave tiles empty, on any processor.
+    assert not _C.linear_takes_many_rows(1 << 20, 1, 1)
+    assert not _C.linear_takes_many_rows(8, 64, 1024)
 
 
 def test_the_smallest_products_run_as_two_calls_unless_asked_for():

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "cpu/lowrank_conv2d.h"
+#include "cpu/lowrank_conv2d_amx.h"
 #include "cpu/lowrank_conv2d_decode.h"
 #include "cpu/lowrank_conv2d_encode.h"
 #include "cpu/lowrank_conv2d_tile.h"
@@ -137,6 +138,9 @@ template void lowrank_conv2d(Width<8>, const LowrankConv2dArgs<Bfloat16>&);
 template void lowrank_conv2d(Width<16>, const LowrankConv2dArgs<Bfloat16>&);
 
 template <class T> void lowrank_conv2d(Cpu, const LowrankConv2dArgs<T>& args) {
+    if constexpr (std::is_same_v<T, Bfloat16>) {
+        if (has_amx() && fills_tiles(args)) return lowrank_conv2d_amx(args);
+    }
     // Wide vectors would be half empty on rows of up to 8 pixels.
     if (has_avx512() && args.columns.out > 8) {
         lowrank_conv2d(Width<16>{}, args);

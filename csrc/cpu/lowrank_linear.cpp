@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/lowrank_linear.h"
+#include "cpu/lowrank_linear_amx.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/wide.h"
@@ -19,6 +20,7 @@ namespace {
 constexpr std::int64_t kTask = 24;  // lines of a task: whole blocks of 8, 6, 4 and 3, and whole vectors
 constexpr std::int64_t kRows = 4;   // at most, of a block
 constexpr std::int64_t kTile = 64;  // rows whose sums are kept until the epilogue
+constexpr std::int64_t kManyRows = 4 * kTileSide;  // for which tiles load the factors once
 
 // One of the two products: out[m, g lines + n] = activation(sum_k x[m, g terms + k] w[g lines + n, k] +
 // bias).
@@ -196,7 +198,14 @@ template void lowrank_linear(Width<16>, const LowrankLinearArgs<float>&);
 template void lowrank_linear(Width<8>, const LowrankLinearArgs<Bfloat16>&);
 template void lowrank_linear(Width<16>, const LowrankLinearArgs<Bfloat16>&);
 
+bool takes_many_rows(const LowrankLinearArgs<Bfloat16>& args) {
+    return has_amx() && args.rows >= kManyRows && fills_tiles(as_image(args));
+}
+
 template <class T> void lowrank_linear(Cpu, const LowrankLinearArgs<T>& args) {
+    if constexpr (std::is_same_v<T, Bfloat16>) {
+        if (takes_many_rows(args)) return lowrank_conv2d_amx(as_image(args));
+    }
     if (has_avx512()) {
         lowrank_linear(Width<16>{}, args);
     } else {

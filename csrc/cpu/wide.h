@@ -34,6 +34,9 @@ template <int kWidth> struct Width {};  // to choose among functions
 
 inline constexpr std::int64_t kWide = 8;
 using Wide = Floats<kWide>;
+using WideBits = Vectors<kWide>::Bits;
+using WideHalves = Vectors<kWide>::Halves;
+using LooseHalves = Vectors<kWide>::LooseHalves;
 
 template <int kWidth> LRC_INLINE Floats<kWidth> load_floats(const float* p) {
     return *reinterpret_cast<const typename Vectors<kWidth>::LooseFloats*>(p);

@@ -24,8 +24,8 @@ struct ConvAxis {
 // z[b, g rank + r, p] = sum_{i, taps} V[g rank + r, i, taps] x[b, g channels/groups + i, p stride + taps]
 // y[b, o, p] = activation(sum_q U[o, q] z[b, q, p] + bias[o])
 // All tensors are contiguous and on one device. Sums are of float32; z stays in float32, or is rounded to T
-// where the second product runs on tensor cores. The terms of a sum are added in an order that depends
-// neither on the batch nor on `threads`.
+// where the second product runs on tensor cores or on the tiles of AMX. The terms of a sum are added in an
+// order that depends neither on the batch nor on `threads`.
 template <class T> struct LowrankConv2dArgs {
     const T* input;      // [batch, channels, rows.in, columns.in]
     const T* encoder;    // V [groups rank, channels / groups, rows.kernel, columns.kernel]

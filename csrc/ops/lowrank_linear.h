@@ -1,4 +1,4 @@
-// A factored linear layer for few rows: both products in one call, what is between them in the cache.
+// A factored linear layer, mostly for few rows: both products in one call, what is between them in the cache.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace lrc {
 // z[m, g rank + r] = sum_i V[g rank + r, i] x[m, g inside + i]
 // y[m, o] = activation(sum_q U[o, q] z[m, q] + bias[o])
 // All tensors are contiguous and on one device. Sums are of float32; z stays in float32, or is rounded to T
-// where the second product runs on tensor cores. The terms of a sum are added in an order that does not
-// depend on `threads`.
+// where the second product runs on tensor cores or on the tiles of AMX. The terms of a sum are added in an
+// order that does not depend on `threads`.
 template <class T> struct LowrankLinearArgs {
     const T* input;        // [rows, groups inside]
     const T* encoder;      // V [groups rank, inside]
@@ -33,6 +33,9 @@ template <class T> struct LowrankLinearArgs {
 
 // For T = float and Bfloat16.
 template <class T> void lowrank_linear(Cpu device, const LowrankLinearArgs<T>& args);
+// Whether the CPU twin for Bfloat16 is made for so many rows: this processor has AMX, and these sizes fill
+// its tiles. `args` needs no pointers.
+bool takes_many_rows(const LowrankLinearArgs<Bfloat16>& args);
 // The CUDA twin reads each weight once for up to this many rows; more of them are a convolution of as many
 // images of one pixel.
 inline constexpr std::int64_t kMaxCudaRows = 16;

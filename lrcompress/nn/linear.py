@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lrcompress import ops
 from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_repr, takes_fused
 from lrcompress.ops._activations import activate
-from lrcompress.ops.lowrank_linear import kernel_pays
+from lrcompress.ops.lowrank_linear import kernel_pays, takes_many_rows
 
 # Weights, and multiplications in all rows, from which bench/lowrank_linear.py has the op ahead of two calls.
 _LEAST = {torch.float32: (1 << 19, 1 << 20), torch.bfloat16: (0, 1 << 19)}
@@ -24,8 +24,8 @@ class LowRankLinear(nn.Module):
     U is [out_features, groups rank], V is [groups rank, in_features / groups]. Full rank is
     ``min(out_features, in_features / groups)``. A drop-in for ``nn.Linear``. ``activation`` comes behind the
     bias. ``kernel`` says what runs in inference: "fused" ``ops.lowrank_linear`` where it has a
-    kernel for so many rows, "auto" the same on the CPU alone and not for the smallest products, whose time
-    is mostly the call's, "composed" two products.
+    kernel for so many rows, "auto" the same on the CPU alone, for few rows and not for the smallest
+    products, whose time is mostly the call's, "composed" two products.
     """
 
     def __init__(
@@ -96,7 +96,9 @@ class LowRankLinear(nn.Module):
                 return False
         if self.kernel == "composed" or not takes_fused(self.kernel, input, self.U, self.V, self.bias):
             return False
-        return kernel_pays(input, self.groups * self.rank, rows)
+        if kernel_pays(input, self.groups * self.rank, rows):
+            return True
+        return self.kernel == "fused" and takes_many_rows(input, self.rank, rows, self.groups)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""

@@ -41,7 +41,8 @@ def lowrank_conv2d(
 
     ``activation`` is none, relu, gelu (the exact one) or silu. On the CPU in float32 and bfloat16 this is one
     kernel that sums in float32: the same image gives the same bits in any batch and for any number of
-    threads. On CUDA channels_last images in bfloat16 and float16 run as one kernel, which rounds
+    threads; where the processor has AMX, bfloat16 takes its tiles and rounds ``conv2d(input, V)``, as two
+    calls do. On CUDA channels_last images in bfloat16 and float16 run as one kernel, which rounds
     ``conv2d(input, V)`` to the dtype as two calls do, if that fits the shared memory of a block. Elsewhere
     it is two convolutions of torch. Inputs that are neither contiguous nor channels_last
     are copied. Differentiable, but the backward pass computes ``conv2d(input, V)`` again.

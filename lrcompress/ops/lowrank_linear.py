@@ -40,7 +40,8 @@ def lowrank_linear(
     """Compute ``activation(U V x + bias)`` with V block-diagonal over equal slices of the input features.
 
     ``activation`` is none, relu, gelu (the exact one) or silu. Few rows on the CPU, in float32 and bfloat16,
-    run as one kernel that sums in float32; elsewhere these are two products of torch. On CUDA kernels take
+    run as one kernel that sums in float32, as do many rows in bfloat16 where the processor has AMX; elsewhere
+    these are two products of torch. On CUDA kernels take
     bfloat16 and float16, for at most 16 rows, or for at least 64 of an inner size of at most 256; they round
     ``V x`` to the dtype, as two calls do. Differentiable, but the backward pass computes ``V x`` again.
 
@@ -83,7 +84,7 @@ def _run(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, acti
     number = activation_number(activation)
     *batch, features = x.shape
     rows = math.prod(batch)
-    pays = kernel_pays(x, V.shape[0], rows)
+    pays = kernel_pays(x, V.shape[0], rows) or takes_many_rows(x, V.shape[0] // groups, rows, groups)
     if x.is_cuda and pays:
         tile = _cuda_tile(x, V, rows, groups)
         if tile is not None:
@@ -111,6 +112,13 @@ def kernel_pays(x: Tensor, inner: int, rows: int) -> bool:
     if x.dtype == torch.bfloat16 and not _NATIVE_BFLOAT16:
         return rows <= _KERNEL_ROWS_BFLOAT16
     return rows <= next(most for least, most in _KERNEL_ROWS if inner >= least)
+
+
+def takes_many_rows(x: Tensor, rank: int, rows: int, groups: int) -> bool:
+    """Say whether the kernel for AMX runs this call, which no benchmark has shown ahead."""
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        return False
+    return _C.linear_takes_many_rows(rows, rank, x.shape[-1] // groups)
 
 
 def _cuda_tile(x: Tensor, V: Tensor, rows: int, groups: int) -> Sequence[int] | None:

@@ -1,5 +1,5 @@
-// What the tests of the factored layers' CUDA twins share: small integers, whose sums are exact in float32,
-// in 16 bits.
+// What the tests of the factored layers' kernels for 16 bits share: small integers, whose sums are exact in
+// float32.
 #pragma once
 
 #include <bit>
