@@ -81,6 +81,10 @@ def group_lasso_certificate(
     certificates: Tensor,
     threads: int,
 ) -> None: ...
+
+class PackedFactors:
+    def __init__(self) -> None: ...
+
 def lowrank_conv2d(
     input: Tensor,
     encoder: Tensor,
@@ -93,7 +97,9 @@ def lowrank_conv2d(
     groups: int,
     activation: int,
     channels_last: bool,
+    encoder_last: bool,
     threads: int,
+    packed: PackedFactors | None = ...,
     tile: Sequence[int] = ...,
 ) -> None: ...
 def lowrank_linear(

@@ -1,14 +1,18 @@
 """The fused factored convolution: as accurate as torch's two, differentiable, traceable, strict."""
 
+import copy
+import io
 import itertools
 import math
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +26,8 @@ from lrcompress.ops._activations import ACTIVATIONS
 TORCHS = {"none": torch.clone, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 # batch, channels, filters, groups, rank, height, width: primes, 1, and sizes around the vectors (8), the
-# pixels (16) and filters (6) of a block, and the ranks of one (4).
+# pixels (16) and filters (6) of a block, and the ranks of one (4);
+# the last goes by pairs of rows.
 SIZES = [
     (1, 1, 1, 1, 1, 1, 1),
     (2, 3, 5, 1, 3, 7, 7),
@@ -33,6 +38,7 @@ SIZES = [
     (2, 7, 11, 7, 9, 33, 3),
     (1, 64, 64, 8, 14, 32, 32),
     (5, 2, 1, 2, 13, 1, 40),
+    (2, 68, 9, 2, 41, 7, 21),
 ]
 # kernel, stride, padding, dilation
 GEOMETRIES = [
@@ -152,10 +158,13 @@ def test_views_and_channels_last_give_the_same_bits():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_bits_depend_neither_on_the_batch_nor_on_the_threads(layout):
-    input, U, V, bias = make((5, 8, 6, 4, 3, 33, 19), (3, 3))
+@pytest.mark.parametrize(
+    "sizes", [(5, 8, 6, 4, 3, 33, 19), (5, 80, 6, 2, 40, 21, 19)], ids=["direct", "pairs"]
+)
+def test_bits_depend_neither_on_the_batch_nor_on_the_threads(layout, sizes):
+    input, U, V, bias = make(sizes, (3, 3))
     input = input.contiguous(memory_format=layout)
-    rest = (U, V, bias, (1, 1), (1, 1), (1, 1), 4)
+    rest = (U, V, bias, (1, 1), (1, 1), (1, 1), sizes[3])
     found, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2, 3, 7):
@@ -165,6 +174,76 @@ def test_bits_depend_neither_on_the_batch_nor_on_the_threads(layout):
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, found[0]) for one in found)
+
+
+def changes():
+    """Name ways in which a layer's factors change, or where they lie."""
+
+    def write(layer):
+        layer.V.data[0, 0, 0, 0] += 1.0
+
+    def write_last(layer):
+        layer.U.data[-1, -1] -= 1.0
+
+    def bias(layer):
+        layer.bias.data[2] = 7.0
+
+    def replace(layer):
+        layer.V = nn.Parameter(layer.V.detach() * 2.0, requires_grad=False)
+
+    def load(layer):
+        layer.load_state_dict({name: value + 0.5 for name, value in layer.state_dict().items()})
+
+    def lay_out(layer):
+        layer.to(memory_format=torch.channels_last)
+
+    def convert(layer):
+        layer.bfloat16()
+
+    return [write, write_last, bias, replace, load, lay_out, convert]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("change", changes(), ids=lambda change: change.__name__)
+@pytest.mark.parametrize("sizes", [(4, 5, 3), (40, 48, 2)], ids=["direct", "pairs"])
+def test_what_is_kept_of_the_factors_never_goes_stale(layout, change, sizes):
+    inside, rank, groups = sizes
+    layer = lrc.nn.LowRankConv2d(inside * groups, 9, 3, rank, groups, padding=1, kernel="fused")
+    layer.requires_grad_(False)
+    x = torch.randn(2, inside * groups, 9, 8).to(memory_format=layout)
+    for _ in range(2):
+        layer(x)
+    change(layer)
+    x = x.to(layer.U.dtype)
+    fresh = ops.lowrank_conv2d(x, layer.U, layer.V, layer.bias, padding=(1, 1), groups=groups)
+    for _ in range(2):
+        assert torch.equal(layer(x), fresh)
+    assert torch.equal(layer(x[:, :, 1:, 2:]), layer(x[:, :, 1:, 2:].clone(memory_format=layout)))
+
+
+def test_what_is_kept_of_the_factors_is_no_part_of_copies():
+    layer = lrc.nn.LowRankConv2d(4, 4, 3, 2, kernel="fused").requires_grad_(False)
+    x = torch.randn(1, 4, 6, 6)
+    expected = layer(x)
+    stored = io.BytesIO()
+    torch.save(layer, stored)
+    stored.seek(0)
+    for again in (copy.copy(layer), copy.deepcopy(layer), torch.load(stored, weights_only=False)):
+        assert again.state_dict().keys() == {"U", "V", "bias"}
+        assert torch.equal(again(x), expected)
+    other = copy.deepcopy(layer)
+    other.V *= 2.0
+    assert not torch.equal(other(x), expected)
+    assert torch.equal(layer(x), expected)
+
+
+def test_threads_share_what_is_kept_of_the_factors():
+    layer = lrc.nn.LowRankConv2d(8, 8, 3, 2, 2, padding=1, kernel="fused").requires_grad_(False)
+    images = [torch.randn(1, 8, 5 + i % 3, 6) for i in range(24)]  # each size is packed anew
+    expected = [layer(x) for x in images]
+    with ThreadPoolExecutor(4) as pool:
+        for found, y in zip(pool.map(layer, images * 8), expected * 8, strict=True):
+            assert torch.equal(found, y)
 
 
 def test_no_image_gives_no_output():

@@ -56,12 +56,13 @@ def clocked(monkeypatch, layers, models):
 
 
 X = torch.linspace(-1, 1, 2 * 4 * 8 * 8).reshape(2, 4, 8, 8)
-# As given, then contiguous: chosen ways, all merged; then the same in channels_last.
-GIVEN_BEST, CHOSEN_BEST, MERGED_BEST, LAST_BEST = (
-    [1.0, 2.0, 3.0, 4.0, 5.0],
-    [4.0, 1.0, 3.0, 2.0, 5.0],
-    [4.0, 2.0, 1.0, 5.0, 3.0],
-    [4.0, 3.0, 2.0, 1.0, 5.0],
+# As given, then contiguous: chosen ways, all composed, all merged; then the same in channels_last.
+GIVEN_BEST, CHOSEN_BEST, COMPOSED_BEST, MERGED_BEST, LAST_BEST = (
+    [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0],
+    [4.0, 1.0, 3.0, 6.0, 2.0, 5.0, 7.0],
+    [4.0, 2.0, 1.0, 6.0, 5.0, 3.0, 7.0],
+    [4.0, 2.0, 3.0, 1.0, 5.0, 6.0, 7.0],
+    [4.0, 3.0, 2.0, 6.0, 1.0, 5.0, 7.0],
 )
 
 MIXED = {"conv": "fused", "twice": "fused", "hidden": "merged", "head": "merged"}
@@ -76,6 +77,7 @@ MIXED = {"conv": "fused", "twice": "fused", "hidden": "merged", "head": "merged"
             "contiguous",
             {"conv": "fused", "twice": "fused", "hidden": "merged", "head": "merged"},
         ),
+        (COMPOSED_BEST, "contiguous", dict.fromkeys(("conv", "twice", "hidden", "head"), "composed")),
         (MERGED_BEST, "contiguous", dict.fromkeys(("conv", "twice", "hidden", "head"), "merged")),
         (
             LAST_BEST,

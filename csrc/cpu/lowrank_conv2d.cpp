@@ -5,6 +5,7 @@
 #include <new>
 #include <type_traits>
 
+#include "cpu/conv_factors.h"
 #include "cpu/lowrank_conv2d.h"
 #include "cpu/lowrank_conv2d_amx.h"
 #include "cpu/lowrank_conv2d_decode.h"
@@ -33,12 +34,12 @@ LRC_MULTIVERSION void activate_all(Activation activation, float* values, const f
 
 // One a type: the compiler clones no template.
 LRC_MULTIVERSION void make_weights(const LowrankConv2dArgs<float>& args, std::int64_t pair,
-                                   Weights& weights) {
-    pack_weights(args, pair, weights);
+                                   PackedWeights& packed) {
+    pack_weights(args, pair, packed);
 }
 LRC_MULTIVERSION void make_weights(const LowrankConv2dArgs<Bfloat16>& args, std::int64_t pair,
-                                   Weights& weights) {
-    pack_weights(args, pair, weights);
+                                   PackedWeights& packed) {
+    pack_weights(args, pair, packed);
 }
 
 // Floats of the scratch of encode_pairs.
@@ -118,8 +119,13 @@ Scratch make_scratch(std::int64_t size) {
 template <int kWidth, class T> void lowrank_conv2d(Width<kWidth> width, const LowrankConv2dArgs<T>& args) {
     if (args.batch * args.filters * args.rows.out * args.columns.out == 0) return;
     const ConvLayout layout = make_layout<kWidth>(args);
-    Weights weights{};
-    make_weights(args, kPair<kWidth>, weights);
+    const auto make = [](const LowrankConv2dArgs<T>& standard) {
+        auto made = std::make_shared<PackedWeights>();
+        make_weights(standard, kPair<kWidth>, *made);
+        return made;
+    };
+    const auto packed = packed_factors<PackedWeights>(args, kWidth, packs_encoder(args), make);
+    const Weights weights = packed->with(args);
     const std::int64_t tasks = args.batch * layout.tiles;
     const std::int64_t size = args.groups * args.rank * layout.z_stride + pairs_size(args, layout) +
                               layout.group_block * layout.group_size;

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/conv_factors.h"
 #include "cpu/lowrank_conv2d_amx_layout.h"
 #include "cpu/lowrank_conv2d_tile.h"
 #include "cpu/parallel.h"
@@ -279,14 +280,19 @@ LRC_INLINE void run_task(const ConvArgs& args, const Layout& layout, const Facto
 template <class Kernel> void run_all(const ConvArgs& args) {
     if (args.batch * args.filters * args.rows.out * args.columns.out == 0) return;
     const Layout layout = make_tiled_layout(args);
-    Factors factors(args, layout);
-    Kernel::pack(args, layout, factors);
+    const auto make = [&](const ConvArgs& standard) {
+        auto made = std::make_shared<Factors>(standard, layout);
+        Kernel::pack(standard, layout, *made);
+        return made;
+    };
+    constexpr std::int64_t kKind = 0;  // the others are widths of vectors
+    const auto factors = packed_factors<Factors>(args, kKind, true, make);
     const std::int64_t tasks = args.batch * layout.tiles;
     std::vector<Scratch> scratch;
     for (int worker = 0; worker < worker_count(args.threads, tasks); ++worker)
         scratch.emplace_back(args, layout);
     parallel_for(args.threads, tasks, [&](int worker, std::int64_t task) noexcept {
-        Kernel::run(args, layout, factors, task, scratch[worker]);
+        Kernel::run(args, layout, *factors, task, scratch[worker]);
     });
 }
 

@@ -20,8 +20,21 @@ struct Weights {
     const float* encoder;
     std::int64_t encoder_group;  // entries of a group: V's, or those of its combinations
     const float* decoder;
-    const float* bias;               // [filters, rounded up to `pair`], zeros without one
-    std::unique_ptr<float[]> owned;  // what is not the caller's
+    const float* bias;  // [filters, rounded up to `pair`], zeros without one
+};
+
+struct PackedWeights {
+    std::unique_ptr<float[]> numbers;
+    Weights weights;  // null for V and U that are read where they lie
+
+    template <class T> Weights with(const LowrankConv2dArgs<T>& args) const {
+        Weights all = weights;
+        if constexpr (std::is_same_v<T, float>) {
+            if (all.encoder == nullptr) all.encoder = args.encoder;
+            if (all.decoder == nullptr) all.decoder = args.decoder;
+        }
+        return all;
+    }
 };
 
 template <class T> LRC_INLINE void convert(const T* from, std::int64_t size, float* to) {
@@ -42,36 +55,37 @@ LRC_INLINE void pack_decoder(const LowrankConv2dArgs<T>& args, std::int64_t pair
     }
 }
 
+// Whether V is read from a copy.
+template <class T> bool packs_encoder(const LowrankConv2dArgs<T>& args) {
+    return !std::is_same_v<T, float> || args.encoder_last || pairs_rows(args);
+}
+
 template <class T>
-LRC_INLINE void pack_weights(const LowrankConv2dArgs<T>& args, std::int64_t pair, Weights& weights) {
-    constexpr bool kConverts = !std::is_same_v<T, float>;
+LRC_INLINE void pack_weights(const LowrankConv2dArgs<T>& args, std::int64_t pair, PackedWeights& packed) {
     const std::int64_t inside = args.channels / args.groups, columns = args.columns.kernel;
     const std::int64_t filters = divide_up(args.filters, pair) * pair;
-    const bool paired = pairs_rows(args), packs = kConverts || args.channels_last;
-    weights.encoder_group = paired ? kParts * kernel_part_size(args.rank, inside, columns)
-                                   : args.rank * inside * args.rows.kernel * columns;
-    const std::int64_t encoder_size = kConverts || paired ? args.groups * weights.encoder_group : 0;
-    const std::int64_t decoder_size = packs ? filters * args.groups * args.rank : 0;
-    weights.owned = std::make_unique_for_overwrite<float[]>(filters + decoder_size + encoder_size);
-    float* bias = weights.owned.get();
+    const bool paired = pairs_rows(args), packs = packs_encoder(args);
+    const bool packs_decoder = !std::is_same_v<T, float> || args.channels_last;
+    const std::int64_t group = paired ? kParts * kernel_part_size(args.rank, inside, columns)
+                                      : args.rank * inside * args.rows.kernel * columns;
+    const std::int64_t decoder_size = packs_decoder ? filters * args.groups * args.rank : 0;
+    const std::int64_t encoder_size = packs ? args.groups * group : 0;
+    packed.numbers = std::make_unique_for_overwrite<float[]>(filters + decoder_size + encoder_size);
+    float* bias = packed.numbers.get();
     float* decoder = bias + filters;
     float* encoder = decoder + decoder_size;
     std::fill_n(bias, filters, 0.0F);
     if (args.bias != nullptr) convert(args.bias, args.filters, bias);
-    if (packs) pack_decoder(args, pair, decoder);
+    if (packs_decoder) pack_decoder(args, pair, decoder);
     if (paired) {
         combine_kernels(args, encoder);
-    } else if (kConverts) {
+    } else if (packs) {
         convert(args.encoder, encoder_size, encoder);
     }
-    weights.bias = bias;
-    if constexpr (kConverts) {
-        weights.encoder = encoder;
-        weights.decoder = decoder;
-    } else {
-        weights.encoder = paired ? encoder : args.encoder;
-        weights.decoder = packs ? decoder : args.decoder;
-    }
+    packed.weights = {.encoder = packs ? encoder : nullptr,
+                      .encoder_group = group,
+                      .decoder = packs_decoder ? decoder : nullptr,
+                      .bias = bias};
 }
 
 }  // namespace

@@ -10,6 +10,8 @@
 
 namespace lrc {
 
+class PackedFactors;  // cpu/packed_factors.h
+
 // One spatial axis of the encoder; the decoder keeps the size. With padding on both sides,
 // out = (in + 2 padding - dilation (kernel - 1) - 1) / stride + 1, rounded down.
 struct ConvAxis {
@@ -27,12 +29,13 @@ struct ConvAxis {
 // where the second product runs on tensor cores or on the tiles of AMX. The terms of a sum are added in an
 // order that depends neither on the batch nor on `threads`.
 template <class T> struct LowrankConv2dArgs {
-    const T* input;      // [batch, channels, rows.in, columns.in]
-    const T* encoder;    // V [groups rank, channels / groups, rows.kernel, columns.kernel]
-    const T* decoder;    // U [filters, groups rank]
-    const T* bias;       // [filters], or null
-    T* out;              // [batch, filters, rows.out, columns.out], aliases nothing
-    bool channels_last;  // input and out lie as [batch, rows, columns, channels] instead
+    const T* input;             // [batch, channels, rows.in, columns.in]
+    const T* encoder;           // V [groups rank, channels / groups, rows.kernel, columns.kernel]
+    bool encoder_last = false;  // V lies as [groups rank, rows.kernel, columns.kernel, channels / groups]
+    const T* decoder;           // U [filters, groups rank]
+    const T* bias;              // [filters], or null
+    T* out;                     // [batch, filters, rows.out, columns.out], aliases nothing
+    bool channels_last;         // input and out lie as [batch, rows, columns, channels] instead
     std::int64_t batch;
     std::int64_t channels;  // >= 0, a multiple of groups
     std::int64_t filters;   // >= 0
@@ -41,14 +44,15 @@ template <class T> struct LowrankConv2dArgs {
     ConvAxis rows;
     ConvAxis columns;
     Activation activation;
-    int threads;  // of the CPU twin; the CUDA twin ignores it
+    int threads;                      // of the CPU twin; the CUDA twin ignores it
+    PackedFactors* packed = nullptr;  // the same: what it keeps from a call to the next, or null
 };
 
-// For T = float and Bfloat16. Brings the factors into its own layout in each call, so that the caller keeps
-// nothing that could go stale.
+// For T = float and Bfloat16. Brings the factors into its own layout, in each call or where `packed` has none
+// made of equal ones.
 template <class T> void lowrank_conv2d(Cpu device, const LowrankConv2dArgs<T>& args);
-// For T = Bfloat16 and Half, channels_last, z rounded to T, and V lying as [groups rank, rows.kernel,
-// columns.kernel, channels / groups]. `tile` is what choose_tile gives for these sizes and the device.
+// For T = Bfloat16 and Half, channels_last, encoder_last and z rounded to T. `tile` is what choose_tile gives
+// for these sizes and the device.
 template <class T>
 void lowrank_conv2d(Cuda device, const LowrankConv2dArgs<T>& args, const LowrankTile& tile);
 

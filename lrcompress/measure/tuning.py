@@ -31,10 +31,11 @@ def tune(
 
     Each factored layer is timed while the model runs: fused kernel, two library calls, and one dense layer
     with the factors multiplied out; the fastest is kept. This is done with all weights contiguous and with
-    all in channels_last. Then whole models are timed in turn: as given, each of these, and each multiplied
-    out altogether; the fastest is returned. So neither what was given nor the dense model is faster than the
-    copy, as far as the clock can tell: for inputs of these shapes and the present number of threads. Takes
-    seconds to a minute, and the memory of some copies of the model.
+    all in channels_last. Then whole models are timed in turn: as given, each of these, each with two library
+    calls for every layer, and each multiplied out altogether; the fastest is returned. So neither what was
+    given nor the library nor the dense model is faster than the copy, as far as the clock can tell: for
+    inputs of these shapes and the present number of threads. Takes seconds to a minute, and the memory of
+    some copies of the model.
 
     Raises:
         PlanError: the model has no factored layer, or none that runs.
@@ -48,7 +49,7 @@ def tune(
     candidates: list[tuple[str, dict[str, str]]] = [("as given", {})]
     for form, layers in timed.items():
         candidates.append((form, {layer.name: layer.choice for layer in layers}))
-        candidates.append((form, {layer.name: "merged" for layer in layers}))
+        candidates += [(form, {layer.name: way for layer in layers}) for way in ("composed", "merged")]
     models = {str(i): rewrite.tuned(model, chosen, form) for i, (form, chosen) in enumerate(candidates)}
     seconds = seconds_of_models(models, example_inputs, device, _MODELS_SECONDS)
     best = min(seconds, key=lambda i: seconds[i])

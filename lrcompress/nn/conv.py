@@ -198,6 +198,7 @@ class LowRankConv2d(_LowRankConv):
             and math.prod(self.kernel_size) in _FUSED_KERNEL_AREAS
         )
         self._before = tuple(before for before, _ in self.encoder.padding)
+        self._packed = ops.PackedFactors()
 
     def forward(
         self,
@@ -207,7 +208,7 @@ class LowRankConv2d(_LowRankConv):
         if not self.runs_fused(input):
             return super().forward(input)
         geometry = (self.encoder.stride, self._before, self.encoder.dilation, self.groups)
-        return ops.lowrank_conv2d(input, self.U, self.V, self.bias, *geometry, self.activation)
+        return ops.lowrank_conv2d(input, self.U, self.V, self.bias, *geometry, self.activation, self._packed)
 
     def runs_fused(self, input: Tensor) -> bool:
         """Say whether ``ops.lowrank_conv2d`` runs this call: as ``kernel`` says, where the op can."""

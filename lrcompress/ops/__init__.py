@@ -1,5 +1,6 @@
 """The contract of every kernel: check, allocate, call. ``ops.reference`` is the same in plain torch."""
 
+from lrcompress._C import PackedFactors
 from lrcompress.ops.autocorrelation import Autocorrelation, autocorrelation
 from lrcompress.ops.gram import gram
 from lrcompress.ops.group_lasso import GroupLasso, group_lasso, penalty_max
@@ -13,6 +14,7 @@ from lrcompress.ops.truncated_svd import truncated_svd
 __all__ = [
     "Autocorrelation",
     "GroupLasso",
+    "PackedFactors",
     "autocorrelation",
     "gram",
     "group_lasso",

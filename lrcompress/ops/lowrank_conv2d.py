@@ -12,6 +12,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.utils.flop_counter import register_flop_formula
 
 from lrcompress import _C
+from lrcompress._C import PackedFactors
 from lrcompress.ops._activations import activate, activation_backward, activation_number
 from lrcompress.ops._cuda import lowrank_tile
 from lrcompress.ops._eager import is_plain_inference
@@ -36,6 +37,7 @@ def lowrank_conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     activation: str = "none",
+    packed: PackedFactors | None = None,
 ) -> Tensor:  # [batch, out, out height, out width], channels_last where the input is
     """Compute ``activation(conv2d(conv2d(input, V), U) + bias)`` and keep what is between in the cache.
 
@@ -44,14 +46,16 @@ def lowrank_conv2d(
     threads; where the processor has AMX, bfloat16 takes its tiles and rounds ``conv2d(input, V)``, as two
     calls do. On CUDA channels_last images in bfloat16 and float16 run as one kernel, which rounds
     ``conv2d(input, V)`` to the dtype as two calls do, if that fits the shared memory of a block. Elsewhere
-    it is two convolutions of torch. Inputs that are neither contiguous nor channels_last
-    are copied. Differentiable, but the backward pass computes ``conv2d(input, V)`` again.
+    it is two convolutions of torch. Inputs that are neither contiguous nor channels_last are copied.
+    ``packed`` keeps what the CPU's kernel makes of the factors for the next call with equal ones; whether
+    they are equal is looked up in each call. Differentiable, but the backward pass computes
+    ``conv2d(input, V)`` again.
 
     Raises:
         ValueError: A dtype, shape or device is not as annotated, or the kernel does not fit the image.
     """
     if is_plain_inference(input, U, V, bias):
-        return _run(input, U, V, bias, stride, padding, dilation, groups, activation)
+        return _run(input, U, V, bias, stride, padding, dilation, groups, activation, packed)
     op = torch.ops.lrcompress.lowrank_conv2d.default
     result: Tensor = op(input, U, V, bias, stride, padding, dilation, groups, activation)
     return result
@@ -131,6 +135,7 @@ def _run(
     dilation: Sequence[int],
     groups: int,
     activation: str,
+    packed: PackedFactors | None = None,
 ) -> Tensor:
     """Check, allocate and call the kernel, or two convolutions."""
     _check_kinds(input, U, V, bias)
@@ -155,8 +160,10 @@ def _run(
     else:
         input = input.contiguous()
         out = torch.empty(shape, dtype=input.dtype)
-    rest = (None if bias is None else bias.contiguous(), out, *geometry, number, last)
-    _C.lowrank_conv2d(input, V.contiguous(), U.contiguous(), *rest, torch.get_num_threads())
+    if not (encoder_last := _is_channels_last(V)):
+        V = V.contiguous()
+    rest = (None if bias is None else bias.contiguous(), out, *geometry, number, last, encoder_last)
+    _C.lowrank_conv2d(input, V, U.contiguous(), *rest, torch.get_num_threads(), packed)
     return out
 
 
@@ -176,7 +183,7 @@ def _run_on_cuda(
     last = torch.channels_last
     out = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=last)
     factors = V.contiguous(memory_format=last), U.contiguous(), None if bias is None else bias.contiguous()
-    given: tuple[Any, ...] = (*factors, out, *rest, True, 0, tile)
+    given: tuple[Any, ...] = (*factors, out, *rest, True, True, 0, None, tile)
     with torch.cuda.device(input.device):
         _C.lowrank_conv2d(input, *given)
     return out
