@@ -95,7 +95,7 @@ def lowrank_conv2d() -> str:
     ratios = {"two / ours": "two calls / ours", "dense / ours": "dense / ours"}
     layers: dict[tuple[int, ...], list[str]] = {}
     for row in results["rows"]:
-        if row["dtype"] == "float32" and row["batch"] == 64 and row["channels"] <= 16 * row["groups"]:
+        if row["dtype"] == "float32" and row["batch"] == 64 and row["channels"] <= 32 * row["groups"]:
             layer = tuple(row[key] for key in ("channels", "side", "groups", "rank"))
             layers.setdefault(layer, []).extend(f"{row[ratio]:.1f}" for ratio in ratios)
     rows = [
@@ -107,29 +107,24 @@ def lowrank_conv2d() -> str:
     return f"{text}\n\n{where(results | {'threads': ' and '.join(map(str, counts))})}"
 
 
+NETWORK_COLUMNS = ("dense", "dense channels_last", "two", "two channels_last", "ours", "tuned")
+
+
 def lowrank() -> str:
     """Whole networks at half of their MACs."""
     results = read("lowrank")
     rows = [
         [
-            row["network"].replace("[", "").replace("]", "").replace(", 3, 32, 32", ""),
+            "{}, {}".format(*(part.replace(", ", " x ") for part in row["network"][:-1].split(", ["))),
             str(row["threads"]),
-            *(f"{row[kind]:.2f}" for kind in ("dense", "dense channels_last", "two", "ours", "tuned")),
+            *(f"{row[kind]:.2f}" if kind in row else "" for kind in NETWORK_COLUMNS),
             f"{row['dense / tuned']:.2f}",
         ]
         for row in results["rows"]
         if "network" in row
     ]
-    header = [
-        "ms, batch",
-        "threads",
-        "dense",
-        "dense, channels_last",
-        "two calls",
-        "ours",
-        "tuned",
-        "dense / tuned",
-    ]
+    header = ["ms for inputs", "threads", *(name.replace(" ch", ", ch") for name in NETWORK_COLUMNS)]
+    header = [name.replace("two", "two calls") for name in header] + ["dense / tuned"]
     return f"{table(header, rows)}\n\n{where(results)}"
 
 

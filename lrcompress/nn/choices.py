@@ -45,9 +45,13 @@ def takes_fused(
     Asked at every call, so written for speed.
     """
     dtype, device = input.dtype, input.device
-    known = dtype in _CPU_DTYPES if device.type == "cpu" else kernel == "fused" and has_kernels(input)
+    known = dtype in _CPU_DTYPES if input.is_cpu else kernel == "fused" and has_kernels(input)
     recorded = torch.is_grad_enabled()
-    if not known or (recorded and input.requires_grad) or torch.is_autocast_enabled(device.type):
+    if (
+        not known
+        or (recorded and input.requires_grad)
+        or torch.is_autocast_enabled("cpu" if input.is_cpu else device.type)
+    ):
         return False
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return False

@@ -159,9 +159,9 @@ class _LowRankConv(nn.Module):
         return text + choices_repr(self.activation, self.kernel)
 
 
-# Where the fused op is ahead of two library calls in bench/lowrank_conv2d.py and bench/lowrank.py. One group
-# falls under the first limit: 1.4 to 1.5 times as fast at 16 channels, 0.76 to 1.1 at 32 and more.
-_FUSED_GROUP_CHANNELS = 16  # at most: ahead at every size measured, at 32 only where the image is small
+# Where the fused op is ahead of two library calls in bench/lowrank_conv2d.py and bench/lowrank.py, in either
+# memory format: with 64 channels a group it is 0.98 to 1.5 times as fast, by the size of the image.
+_FUSED_GROUP_CHANNELS = 32  # at most
 _FUSED_DECODER_SIZE = 1 << 14  # entries of U, at most: 64 x 192 is the largest measured as ahead
 _FUSED_KERNEL_AREAS = range(
     2, 10
@@ -205,17 +205,21 @@ class LowRankConv2d(_LowRankConv):
         input: Tensor,  # [batch, in_channels, height, width], or without the batch
     ) -> Tensor:  # [batch, out_channels, height, width]
         """Apply the layer."""
-        if not self.runs_fused(input):
+        U, V, bias = self.U, self.V, self.bias  # once: a module takes its time to look them up
+        if not self._runs_fused(input, U, V, bias):
             return super().forward(input)
         geometry = (self.encoder.stride, self._before, self.encoder.dilation, self.groups)
-        return ops.lowrank_conv2d(input, self.U, self.V, self.bias, *geometry, self.activation, self._packed)
+        return ops.lowrank_conv2d(input, U, V, bias, *geometry, self.activation, self._packed)
 
     def runs_fused(self, input: Tensor) -> bool:
         """Say whether ``ops.lowrank_conv2d`` runs this call: as ``kernel`` says, where the op can."""
+        return self._runs_fused(input, self.U, self.V, self.bias)
+
+    def _runs_fused(self, input: Tensor, *factors: Tensor | None) -> bool:
         wanted = self._fused_pays if self.kernel == "auto" else self.kernel == "fused"
         if not (wanted and self._fusable and input.ndim == 4):
             return False
-        return takes_fused(self.kernel, input, self.U, self.V, self.bias)
+        return takes_fused(self.kernel, input, *factors)
 
 
 class LowRankConv3d(_LowRankConv):

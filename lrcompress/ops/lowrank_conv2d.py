@@ -148,7 +148,7 @@ def _run(
         tile = lowrank_tile(input, shape[0] * shape[2] * shape[3], groups, V.shape[0] // groups)
         if tile is not None:
             return _run_on_cuda(input, U, V, bias, shape, tile, *geometry, number)
-    if input.device.type != "cpu" or input.dtype not in _KERNEL_DTYPES:
+    if not input.is_cpu or input.dtype not in _KERNEL_DTYPES:
         # torch convolves no channels with nothing.
         result = _compose(input, U, V, bias, *geometry) if V.numel() else input.new_zeros(shape)
         if bias is not None and not V.numel():

@@ -107,7 +107,7 @@ def kernel_pays(x: Tensor, inner: int, rows: int) -> bool:
     """Say whether a kernel is made for this call; on the CPU, whether it is ahead there."""
     if x.is_cuda:
         return rows <= _CUDA_FEW_ROWS or (rows >= _CUDA_MANY_ROWS and inner <= _CUDA_INNER)
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+    if not x.is_cpu or x.dtype not in (torch.float32, torch.bfloat16):
         return False
     if x.dtype == torch.bfloat16 and not _NATIVE_BFLOAT16:
         return rows <= _KERNEL_ROWS_BFLOAT16
@@ -116,7 +116,7 @@ def kernel_pays(x: Tensor, inner: int, rows: int) -> bool:
 
 def takes_many_rows(x: Tensor, rank: int, rows: int, groups: int) -> bool:
     """Say whether the kernel for AMX runs this call, which no benchmark has shown ahead."""
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+    if not x.is_cpu or x.dtype != torch.bfloat16:
         return False
     return _C.linear_takes_many_rows(rows, rank, x.shape[-1] // groups)
 
