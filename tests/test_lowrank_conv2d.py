@@ -125,6 +125,17 @@ def test_activations_of_special_numbers_are_torchs():
             torch.testing.assert_close(found, torchs(input.to(dtype)), equal_nan=True)
 
 
+@pytest.mark.parametrize("sizes", [(1, 4, 3, 2, 2, 9, 7), (1, 40, 3, 1, 48, 9, 7)], ids=["direct", "pairs"])
+@pytest.mark.parametrize("row", range(4))
+def test_special_numbers_stay_where_two_convolutions_put_them(sizes, row):
+    input, U, V, bias = make(sizes, (3, 3))
+    input[0, 1, row, 2], input[0, 0, row + 3, 5] = math.inf, math.nan
+    expected = F.conv2d(F.conv2d(input, V, padding=1, groups=sizes[3]), U, bias)
+    found = ops.lowrank_conv2d(input, U, V, bias, padding=(1, 1), groups=sizes[3])
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    assert not expected.isfinite().all()
+
+
 def test_modes_and_transforms_see_the_operator():
     input, U, V, bias = make((2, 4, 6, 2, 3, 8, 9), (3, 3))
 

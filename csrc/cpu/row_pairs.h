@@ -5,7 +5,8 @@
 //   m0 = (d0 - d2) g0                    m1 = (d1 + d2) (g0 + g1 + g2) / 2
 //   m3 = (d1 - d3) g2                    m2 = (d2 - d1) (g0 - g1 + g2) / 2
 // come the rows m0 + m1 + m2 and m1 - m2 - m3 of the output. All that is combined are whole rows, so vectors
-// along the columns need no shuffles, and each product is a convolution with a kernel of one row.
+// along the columns need no shuffles, and each product is a convolution with a kernel of one row. An output
+// that an infinite input reaches may be not a number instead of infinite; no other output is touched.
 #pragma once
 
 #include <algorithm>

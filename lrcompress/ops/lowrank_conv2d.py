@@ -43,9 +43,9 @@ def lowrank_conv2d(
 
     ``activation`` is none, relu, gelu (the exact one) or silu. On the CPU in float32 and bfloat16 this is one
     kernel that sums in float32: the same image gives the same bits in any batch and for any number of
-    threads; where the processor has AMX, bfloat16 takes its tiles and rounds ``conv2d(input, V)``, as two
-    calls do. On CUDA channels_last images in bfloat16 and float16 run as one kernel, which rounds
-    ``conv2d(input, V)`` to the dtype as two calls do, if that fits the shared memory of a block. Elsewhere
+    threads. What an infinite input reaches may be not a number there. Where the processor has AMX, bfloat16
+    takes its tiles and rounds ``conv2d(input, V)``, as two calls do. On CUDA channels_last images in bfloat16
+    and float16 run as one kernel, which rounds it, too, if that fits the shared memory of a block. Elsewhere
     it is two convolutions of torch. Inputs that are neither contiguous nor channels_last are copied.
     ``packed`` keeps what the CPU's kernel makes of the factors for the next call with equal ones; whether
     they are equal is looked up in each call. Differentiable, but the backward pass computes
