@@ -226,10 +226,12 @@ def test_what_is_kept_of_the_factors_never_goes_stale(layout, change, sizes):
         layer(x)
     change(layer)
     x = x.to(layer.U.dtype)
-    fresh = ops.lowrank_conv2d(x, layer.U, layer.V, layer.bias, padding=(1, 1), groups=groups)
-    for _ in range(2):
-        assert torch.equal(layer(x), fresh)
-    assert torch.equal(layer(x[:, :, 1:, 2:]), layer(x[:, :, 1:, 2:].clone(memory_format=layout)))
+
+    def fresh(x):
+        return ops.lowrank_conv2d(x, layer.U, layer.V.contiguous(), layer.bias, padding=(1, 1), groups=groups)
+
+    for same in (x, x, x[:, :, 1:, 2:], x):  # another size of image is another layout of the factors
+        assert torch.equal(layer(same), fresh(same))
 
 
 def test_what_is_kept_of_the_factors_is_no_part_of_copies():

@@ -30,8 +30,8 @@ LowrankConv2dArgs<T> with_standard_encoder(LowrankConv2dArgs<T> args, std::vecto
     return args;
 }
 
-// make(arguments with V as above), or what it made of equal factors the last time. `kind` tells the types and
-// layouts that are made of the same sizes apart; without `reads_encoder` V is no part of what is made.
+// make(arguments with V as above), or what it made of equal factors the last time. `kind` tells apart the
+// types and layouts that are made of the same sizes; without `reads_encoder` V is no part of what is made.
 template <class Made, class T, class Make>
 std::shared_ptr<const Made> packed_factors(const LowrankConv2dArgs<T>& args, std::int64_t kind,
                                            bool reads_encoder, const Make& make) {
@@ -43,9 +43,10 @@ std::shared_ptr<const Made> packed_factors(const LowrankConv2dArgs<T>& args, std
     const ConvAxis& y = args.rows;
     const ConvAxis& x = args.columns;
     const std::int64_t layouts = args.channels_last * 2 + args.encoder_last;
-    const PackedFactors::Key key = {kind, layouts, args.channels, args.filters, args.groups, args.rank,
-                                    y.in, y.out,   y.kernel,      y.stride,     y.padding,   y.dilation,
-                                    x.in, x.out,   x.kernel,      x.stride,     x.padding,   x.dilation};
+    const PackedFactors::Key key = {kind,        sizeof(T), layouts,    args.channels, args.filters,
+                                    args.groups, args.rank, y.in,       y.out,         y.kernel,
+                                    y.stride,    y.padding, y.dilation, x.in,          x.out,
+                                    x.kernel,    x.stride,  x.padding,  x.dilation};
     const std::int64_t inner = args.groups * args.rank;
     const auto bytes = [](const T* from, std::int64_t size) {
         return std::as_bytes(std::span<const T>(from, from == nullptr ? 0 : size));

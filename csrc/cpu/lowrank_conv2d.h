@@ -7,7 +7,7 @@
 namespace lrc {
 
 // For T = float and Bfloat16, with vectors of 8 floats on any processor, or of 16 where has_avx512(). Both
-// give the same bits.
+// add the terms of a sum in the same order.
 template <int kWidth, class T> void lowrank_conv2d(Width<kWidth> width, const LowrankConv2dArgs<T>& args);
 
 }  // namespace lrc

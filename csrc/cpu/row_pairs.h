@@ -21,10 +21,10 @@ inline constexpr std::int64_t kParts = 4;  // products of a pair of rows
 
 LRC_INLINE std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Whether the encoder goes by pairs: what two products less save must be more than the combining takes. That
-// alone is about 10 for each channel and each rank; short loops cost, too, and it was ahead from 24 on (AVX2,
-// 16 to 64 channels, images of 8 to 56 pixels). Says the same for any batch and number of threads, so that
-// the bits do not depend on them.
+// Whether the encoder goes by pairs: what two products less save must be more than the combining takes. The
+// factor was chosen by timing both ways on AVX2 (16 to 64 channels, images of 8 to 56 pixels), for which no
+// benchmark here stands. Says the same for any batch and number of threads, so that the bits do not depend
+// on them.
 template <class T> bool pairs_rows(const LowrankConv2dArgs<T>& args) {
     const ConvAxis& rows = args.rows;
     const std::int64_t inside = args.channels / args.groups;

@@ -1,6 +1,6 @@
-// Four doubles at a time through the compiler's vector types, and the one macro that compiles a function for
-// several instruction sets, of which the loader picks the best this processor has. A helper of such a
-// function must be LRC_INLINE, or it stays compiled for the oldest processor.
+// Four doubles at a time through the compiler's vector types, and the macros that compile a function for
+// several instruction sets, of which the loader picks the best this processor has, or for AVX-512 alone. A
+// helper of such a function must be LRC_INLINE, or it stays compiled for the oldest processor.
 #pragma once
 
 #include <cstdint>

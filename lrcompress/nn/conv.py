@@ -160,7 +160,7 @@ class _LowRankConv(nn.Module):
 
 
 # Where the fused op is ahead of two library calls in bench/lowrank_conv2d.py and bench/lowrank.py, in either
-# memory format: with 64 channels a group it is 0.98 to 1.5 times as fast, by the size of the image.
+# memory format: with 64 channels a group it is about 1.0 to 1.5 times as fast, by the size of the image.
 _FUSED_GROUP_CHANNELS = 32  # at most
 _FUSED_DECODER_SIZE = 1 << 14  # entries of U, at most: 64 x 192 is the largest measured as ahead
 _FUSED_KERNEL_AREAS = range(

@@ -1,12 +1,15 @@
 // The CPU twin against exact sums of small integers, its output surrounded by numbers that must stay.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "check.h"
 #include "cpu/lowrank_conv2d.h"
+#include "cpu/packed_factors.h"
 #include "cpu/simd.h"
 #include "ops/lowrank_conv2d.h"
 
@@ -77,6 +80,58 @@ std::vector<float> expected(const lrc::LowrankConv2dArgs<float>& args) {
     return out;
 }
 
+// [lines, inside, taps] as [lines, taps, inside].
+std::vector<float> the_other_way_round(const std::vector<float>& values, std::int64_t lines,
+                                       std::int64_t inside, std::int64_t taps) {
+    std::vector<float> turned(values.size());
+    for (std::int64_t q = 0; q < lines; ++q) {
+        for (std::int64_t i = 0; i < inside; ++i) {
+            for (std::int64_t t = 0; t < taps; ++t)
+                turned[(q * taps + t) * inside + i] = values[(q * inside + i) * taps + t];
+        }
+    }
+    return turned;
+}
+
+// Several threads, whose factors differ, keep them in one place.
+void test_sharing() {
+    lrc::PackedFactors packed;
+    const std::vector<float> input = integers(4 * 25, 1), encoder = integers(6 * 2 * 9, 2);
+    std::vector<std::jthread> pool;
+    std::array<bool, 4> same{};
+    for (unsigned number = 0; number < same.size(); ++number) {
+        pool.emplace_back([&, number] {
+            const std::vector<float> decoder = integers(3 * 6, 3 + number % 2);
+            std::vector<float> out(3 * 25);
+            const lrc::LowrankConv2dArgs<float> args{.input = input.data(),
+                                                     .encoder = encoder.data(),
+                                                     .decoder = decoder.data(),
+                                                     .bias = nullptr,
+                                                     .out = out.data(),
+                                                     .channels_last = true,
+                                                     .batch = 1,
+                                                     .channels = 4,
+                                                     .filters = 3,
+                                                     .groups = 2,
+                                                     .rank = 3,
+                                                     .rows = axis(5, 3, 1, 1, 1),
+                                                     .columns = axis(5, 3, 1, 1, 1),
+                                                     .activation = lrc::Activation::kRelu,
+                                                     .threads = 1,
+                                                     .packed = &packed};
+            const std::vector<float> truth = expected(args);
+            same[number] = true;
+            for (int call = 0; call < 50; ++call) {
+                std::fill(out.begin(), out.end(), kUntouched);
+                lrc::lowrank_conv2d(lrc::Cpu{}, args);
+                same[number] = same[number] && out == truth;
+            }
+        });
+    }
+    pool.clear();
+    for (bool one : same) check::expect(one, "threads that share what is kept");
+}
+
 void test(std::int64_t batch, std::int64_t groups, std::int64_t inside, std::int64_t rank,
           std::int64_t filters, const lrc::ConvAxis& rows, const lrc::ConvAxis& columns) {
     const std::int64_t channels = groups * inside;
@@ -84,6 +139,9 @@ void test(std::int64_t batch, std::int64_t groups, std::int64_t inside, std::int
     const std::vector<float> encoder = integers(groups * rank * inside * rows.kernel * columns.kernel, 2);
     const std::vector<float> decoder = integers(filters * groups * rank, 3);
     const std::vector<float> bias = integers(filters, 4);
+    const std::vector<float> other = integers(filters * groups * rank, 5);  // a U
+    const std::vector<float> encoder_last =
+        the_other_way_round(encoder, groups * rank, inside, rows.kernel * columns.kernel);
     for (int threads : {1, 2, 5, -1, -2, -5}) {  // negative: channels side by side
         const bool last = threads < 0;
         std::vector<float> out(batch * filters * rows.out * columns.out, kUntouched);
@@ -103,6 +161,9 @@ void test(std::int64_t batch, std::int64_t groups, std::int64_t inside, std::int
                                                  .activation = lrc::Activation::kRelu,
                                                  .threads = std::abs(threads)};
         const std::vector<float> truth = expected(args);
+        lrc::LowrankConv2dArgs<float> with_other = args;
+        with_other.decoder = other.data();
+        const std::vector<float> changed = expected(with_other);
         const auto check = [&](const char* which) {
             check::expect(out == truth, "%s: %lld groups of rank %lld, %lld by %lld pixels, %d threads",
                           which, static_cast<long long>(groups), static_cast<long long>(rank),
@@ -113,6 +174,20 @@ void test(std::int64_t batch, std::int64_t groups, std::int64_t inside, std::int
         check("chosen");
         lrc::lowrank_conv2d(lrc::Width<8>{}, args);
         check("8 wide");
+        // V the other way round, then the factors kept from the call before, then others.
+        lrc::PackedFactors packed;
+        lrc::LowrankConv2dArgs<float> kept = args;
+        kept.encoder = encoder_last.data();
+        kept.encoder_last = true;
+        kept.packed = &packed;
+        for (const char* which : {"V the other way round", "kept"}) {
+            lrc::lowrank_conv2d(lrc::Cpu{}, kept);
+            check(which);
+        }
+        kept.decoder = other.data();
+        lrc::lowrank_conv2d(lrc::Cpu{}, kept);
+        check::expect(out == changed, "a changed U, %d threads", threads);
+        std::fill(out.begin(), out.end(), kUntouched);
         if (lrc::kNeedsAvx512 && !lrc::has_avx512()) continue;
         lrc::lowrank_conv2d(lrc::Width<16>{}, args);
         check("16 wide");
@@ -154,5 +229,6 @@ int main() {
     // An image whose z is cut into several tiles, and rows that are padding only.
     test(1, 16, 1, 4, 2, axis(21, 3, 2, 1, 1), axis(120, 3, 1, 1, 1));
     test(2, 1, 2, 2, 3, axis(1, 1, 2, 3, 1), axis(1, 2, 3, 3, 1));
+    test_sharing();
     return check::failures > 0;
 }

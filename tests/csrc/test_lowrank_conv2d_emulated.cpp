@@ -91,6 +91,7 @@ template <class T> void test(const Case& one) {
             lowrank::Buffer<T> out(pixels * one.filters, one.shift);
             const lrc::LowrankConv2dArgs<T> args{.input = input.data(),
                                                  .encoder = encoder.data(),
+                                                 .encoder_last = true,
                                                  .decoder = decoder.data(),
                                                  .bias = one.biased ? bias.data() : nullptr,
                                                  .out = out.data(),
