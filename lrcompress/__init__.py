@@ -14,6 +14,7 @@ from lrcompress.types import (
     Budget,
     BudgetError,
     CompressionError,
+    Folding,
     FormatError,
     LowRank,
     Plan,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lrcompress import ops as ops
     from lrcompress.calibrate import CollectionInterrupted, Statistics, reestimate_batchnorm
     from lrcompress.measure import tune, verify
-    from lrcompress.pipeline import apply, compress, load, load_plan, plan, save
+    from lrcompress.pipeline import apply, compress, fold, foldable, load, load_plan, plan, save
     from lrcompress.presets import (
         activation_aware,
         alds,
@@ -50,6 +51,7 @@ __all__ = [
     "BudgetError",
     "CollectionInterrupted",
     "CompressionError",
+    "Folding",
     "FormatError",
     "LowRank",
     "Plan",
@@ -65,6 +67,8 @@ __all__ = [
     "apply",
     "collect",
     "compress",
+    "fold",
+    "foldable",
     "kfac_svd",
     "lnr",
     "load",
@@ -85,7 +89,9 @@ __all__ = [
 
 # Resolved at first use, so that `lrcompress --help` does not wait for torch.
 _LAZY = {
-    **dict.fromkeys(("apply", "compress", "load", "load_plan", "plan", "save"), "lrcompress.pipeline"),
+    **dict.fromkeys(
+        ("apply", "compress", "fold", "foldable", "load", "load_plan", "plan", "save"), "lrcompress.pipeline"
+    ),
     **dict.fromkeys(
         ("activation_aware", "alds", "kfac_svd", "lnr", "lrank", "pca", "svd", "svd_energy", "svd_llm"),
         "lrcompress.presets",

@@ -16,6 +16,7 @@ from lrcompress import calibrate, codec, measure, planning, presets, reconstruct
 from lrcompress.factorize import svd_factors
 from lrcompress.types import (
     Budget,
+    Folding,
     FormatError,
     Plan,
     PlanError,
@@ -188,7 +189,7 @@ def apply(
     for layer, config, found in zip(layers, configs, factors, strict=True):
         new[layer.name] = rewrite.factored(old[layer.name], config)
         rewrite.fill_factors(layer.name, new[layer.name], old[layer.name], found.U, found.V, found.error)
-    return rewrite.replaced(model, new)
+    return rewrite.forget_folds(rewrite.replaced(model, new))
 
 
 def _without_neurons(
@@ -237,6 +238,40 @@ def compress(
     return apply(model, made, batches=held), made
 
 
+def fold(
+    model: nn.Module,  # in evaluation mode, dense or factored, tuned or not; untouched
+    example_inputs: Any,  # a tensor, a tuple of positional or a mapping of keyword arguments
+) -> nn.Module:
+    """Copy the model with batch norms and activations as parts of the layers in front of them.
+
+    For inference only: the last step, before or after ``tune``. Scale and shift of a batch norm go into the
+    weight, or the decoder, and the bias; ReLU, SiLU and the exact GELU behind a factored layer become its
+    ``activation``, which its kernels apply. What is gone is an ``nn.Identity``, so names stay. The model is
+    run once on the example inputs: a module is folded only if it alone reads the output of that layer, both
+    run once, and nothing else reads their parameters. Functions, such as ``F.relu``, and modules called
+    several times stay; ``foldable`` says what is folded, and why not the rest.
+
+    A folded model is not saved: save the one that ``apply`` returned, and fold what ``load`` returns.
+
+    Raises:
+        PlanError: the model is in training mode.
+    """
+    return rewrite.folded(model, foldable(model, example_inputs))
+
+
+def foldable(model: nn.Module, example_inputs: Any) -> Folding:
+    """Find what ``fold`` would make part of which layer; each batch norm and activation that stays is listed.
+
+    Raises:
+        PlanError: the model is in training mode.
+    """
+    if model.training:
+        raise PlanError("the model must be in evaluation mode, got training mode: call model.eval() first")
+    parts = rewrite.foldable_parts(model)
+    uses = calibrate.uses(model, parts, lambda: calibrate.run(model, example_inputs))
+    return rewrite.foldable(model, uses)
+
+
 def save(
     model: nn.Module,  # what `apply` returned, fine-tuned or not
     plan: Plan,
@@ -253,11 +288,12 @@ def save(
     makes the tuned model again on a device of the same name.
 
     Raises:
-        PlanError: the model is not what the plan makes, or a tuning is of another model; the message names
-            the layer.
+        PlanError: the model is not what the plan makes, or was folded, or a tuning is of another model; the
+            message names the layer.
         WeightError: a tensor has no values (meta device).
     """
     rewrite.check_applied(model, plan)
+    rewrite.check_unfolded(model)
     for tuning in tunings:
         rewrite.check_factored(model, tuning.choices)
     named, extra = rewrite.named_tensors(model)
@@ -301,7 +337,7 @@ def load(
     }
     tensors = {name: tensor.to(device) for name, tensor in artefact.tensors.items()}
     tensors |= {alias: tensors[name] for alias, name in artefact.aliases.items()}
-    hollow = rewrite.replaced(model, new, hollow=True)
+    hollow = rewrite.forget_folds(rewrite.replaced(model, new, hollow=True))
     name = measure.device_name(torch.device(device))
     tuning = next((found for found in artefact.tunings if tuned and found.device == name), None)
     try:

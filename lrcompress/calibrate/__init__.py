@@ -7,6 +7,7 @@ from lrcompress.calibrate.follow import Behind, what_follows
 from lrcompress.calibrate.own import own_moments
 from lrcompress.calibrate.run import in_parts, inference, observed, run, samples_in, thinned
 from lrcompress.calibrate.statistics import CollectionInterrupted, Statistics, collect_layers, fingerprint
+from lrcompress.calibrate.uses import uses
 
 __all__ = [
     "Behind",
@@ -29,5 +30,6 @@ __all__ = [
     "samples_in",
     "shift_mean",
     "thinned",
+    "uses",
     "what_follows",
 ]

@@ -1,6 +1,14 @@
 """The only code that walks or changes a model: which layers it has, the model with some of them factored."""
 
 from lrcompress.rewrite.factored import check_applied, check_fits, factored, fill_factors, like
+from lrcompress.rewrite.fold import (
+    check_unfolded,
+    foldable,
+    foldable_parts,
+    folded,
+    folded_into,
+    forget_folds,
+)
 from lrcompress.rewrite.layers import Dense, Factored, check_factored, is_factored
 from lrcompress.rewrite.layout import memory_format_of, memory_formats, set_memory_format
 from lrcompress.rewrite.plain import merge, multiplied_out, unfuse
@@ -15,6 +23,7 @@ __all__ = [
     "check_applied",
     "check_factored",
     "check_fits",
+    "check_unfolded",
     "check_weight",
     "count_bytes",
     "count_params",
@@ -22,6 +31,11 @@ __all__ = [
     "factored",
     "fill",
     "fill_factors",
+    "foldable",
+    "foldable_parts",
+    "folded",
+    "folded_into",
+    "forget_folds",
     "is_factored",
     "left_out",
     "like",

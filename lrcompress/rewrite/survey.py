@@ -15,6 +15,8 @@ from lrcompress.types import Call, Layer, LeftAlone, PlanError, WeightError
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
+TIED = "its weight is tied to another module's"
+
 _LARGEST_ENTRY = 1e150  # of a float64 weight: sums of squares must stay finite
 
 
@@ -34,7 +36,7 @@ def survey(
     for pattern in ignore:
         if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in model.named_modules()):
             raise PlanError(f"ignore pattern {pattern!r} matches no module")
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    owners = owners_of_parameters(model)
     layers: dict[str, Dense] = {}
     left_alone: list[LeftAlone] = []
     inside_attention: set[int] = set()
@@ -51,6 +53,16 @@ def survey(
     return layers, left_alone
 
 
+def owners_of_parameters(model: nn.Module) -> Counter[int]:
+    """Count the modules that hold each parameter, by its id."""
+    return Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+
+
+def is_tied(module: nn.Module, owners: Counter[int]) -> bool:
+    """Say whether another module holds a parameter of this one."""
+    return any(owners[id(parameter)] > 1 for parameter in module.parameters(recurse=False))
+
+
 def left_out(name: str, module: nn.Module, reason: str) -> LeftAlone:
     """Record a module that keeps its weights."""
     parts = module.parameters(recurse=isinstance(module, nn.MultiheadAttention))  # else parts are listed too
@@ -64,8 +76,8 @@ def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence
         return "ignored by name"
     if is_factored(module):
         return "already factored"
-    if any(owners[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
-        return "its weight is tied to another module's"
+    if is_tied(module, owners):
+        return TIED
     if kind not in DENSE:
         known = next((base for base in DENSE if isinstance(module, base)), None)
         return (
@@ -76,16 +88,20 @@ def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed from other parameters"
-    if type(weight) is not nn.Parameter:
-        return f"its weight is a {type(weight).__name__}"
-    if weight.dtype not in _DTYPES:
-        return f"its weight is of type {weight.dtype}"
+    return unusual(module) or (None if weight.numel() else "its weight is empty")
+
+
+def unusual(module: nn.Module) -> str | None:
+    """Say what keeps a module from being what its class says; None where nothing does."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if type(parameter) is not nn.Parameter:
+            return f"its {name} is a {type(parameter).__name__}"
+        if parameter.dtype not in _DTYPES:
+            return f"its {name} is of type {parameter.dtype}"
     backward = (module._backward_hooks, module._backward_pre_hooks)
     if module._forward_hooks or module._forward_pre_hooks or any(backward):
         return "it carries hooks, which a replacement would lose"
-    if "forward" in vars(module):
-        return "its forward was replaced"
-    return None if weight.numel() else "its weight is empty"
+    return "its forward was replaced" if "forward" in vars(module) else None
 
 
 def count_params(model: nn.Module) -> int:

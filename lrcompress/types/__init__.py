@@ -5,6 +5,7 @@
 
 from lrcompress.types.coupling import Coupling, Held, Removal, Slot, Wiring
 from lrcompress.types.errors import BudgetError, CompressionError, FormatError, PlanError, WeightError
+from lrcompress.types.folding import Fold, Folding, Uses
 from lrcompress.types.layer import Call, Layer, LowRank, Option, encoder_axes
 from lrcompress.types.plan import Budget, LayerPlan, LeftAlone, Plan, Split, Tradeoff, from_plain, to_plain
 from lrcompress.types.recipe import Chaining, GlobalStep, LocalStep, Recipe, Reconstruction
@@ -19,6 +20,8 @@ __all__ = [
     "Chaining",
     "CompressionError",
     "Coupling",
+    "Fold",
+    "Folding",
     "FormatError",
     "GlobalStep",
     "Held",
@@ -41,6 +44,7 @@ __all__ = [
     "Split",
     "Tradeoff",
     "Tuning",
+    "Uses",
     "Verification",
     "WeightError",
     "Wiring",
