@@ -259,7 +259,7 @@ def network_rows(args: Any, made: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def network_row(name: str, model: nn.Module, small: nn.Module, x: Tensor, args: Any) -> dict[str, Any]:
-    """Time one network: dense in the better memory format, two calls, ours, and ours tuned."""
+    """Time one network: dense, two calls, ours, and ours tuned; dense and tuned folded, too."""
     model, small = (each.eval().requires_grad_(False) for each in (model, small))
     composed = copy.deepcopy(small)
     for module in composed.modules():
@@ -267,9 +267,14 @@ def network_row(name: str, model: nn.Module, small: nn.Module, x: Tensor, args: 
             module.kernel = "composed"
     fast, tuning = lrc.tune(small, x)
     models = {"dense": model, "two": composed, OURS: small, "tuned": fast}
+    if lrc.foldable(model, x).folds:
+        models["dense folded"] = lrc.fold(model, x)
+    if lrc.foldable(small, x).folds:
+        models["tuned folded"] = lrc.tune(lrc.fold(small, x), x)[0]
     if x.ndim == 4:
-        models["dense channels_last"] = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        models["two channels_last"] = copy.deepcopy(composed).to(memory_format=torch.channels_last)
+        for kind in [kind for kind in ("dense", "two", "dense folded") if kind in models]:
+            last = copy.deepcopy(models[kind]).to(memory_format=torch.channels_last)
+            models[f"{kind} channels_last"] = last
     with torch.no_grad():
         methods = {kind: (lambda each=each: each(x)) for kind, each in models.items()}
         if args.compile:
@@ -278,10 +283,12 @@ def network_row(name: str, model: nn.Module, small: nn.Module, x: Tensor, args: 
         times = timed(methods, x.device.type, max(args.repeats, min(200, round(NETWORK_SECONDS / once))))
     ms = {kind: 1e3 * median_and_spread(seconds)[0] for kind, seconds in times.items()}
     ways = [layer.choice for layer in tuning.layers]
+    dense, folded = {"dense", "dense channels_last"} & ms.keys(), {k for k in ms if k.startswith("dense")}
     return {
         "network": f"{name}, {list(x.shape)}",
         **ms,
-        "dense / tuned": min(ms[k] for k in ms if k.startswith("dense")) / ms["tuned"],
+        "dense / tuned": min(ms[k] for k in dense) / ms["tuned"],
+        "dense / tuned, both folded": min(ms[k] for k in folded) / ms.get("tuned folded", ms["tuned"]),
         "two / tuned": min(ms[k] for k in ms if k.startswith("two")) / ms["tuned"],
         "spread": median_and_spread(times["tuned"])[1],
         "ways": ", ".join(f"{ways.count(way)} {way}" for way in sorted(set(ways))),

@@ -287,6 +287,31 @@ def test_asking_for_shapes_and_types_is_no_use():
     torch.testing.assert_close(lrc.fold(model, x)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_code_below_python_is_seen_too():
+    class Own(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.exp()
+
+    scripted = torch.jit.script(nn.Sequential(nn.Tanh()))
+    for read, name in ((scripted, "tanh"), (Own.apply, "exp")):
+        model = changed(lambda m, read=read: setattr(m, "how", lambda m, x: m.norm(y := m.conv(x)) + read(y)))
+        left = lrc.foldable(model, torch.randn(2, 3, 6, 6)).left_alone
+        assert ("norm", f"the output of 'conv' is also read by {name}") in [(e.name, e.reason) for e in left]
+
+
+def test_a_hook_around_the_layer_is_a_use():
+    model = settled(nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4)))
+    x, seen = torch.randn(2, 3, 6, 6), []
+    handle = model[0].register_forward_hook(lambda _, args, y: seen.append(y))
+    (left,) = lrc.foldable(model, x).left_alone
+    assert left.reason == "the output of '0.0' is also read by whatever keeps it after the forward"
+    handle.remove()
+    seen.clear()
+    assert lrc.foldable(model, x).left_alone == ()
+
+
 def test_branches_on_data_and_modules_of_two_names_are_no_obstacle():
     def branching(model, x):
         x = x + 1 if x.sum() > 0 else x - 1

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -34,18 +35,17 @@ def uses(
     or a hook holds it. What reads tensors in foreign code without calling torch is not seen.
     """
     watch = _Watch(modules)
-    with inference(model), watch, watch.attached():
+    with inference(model), _Calls(watch), _Operators(watch), watch.attached():
         result = run()
     found = watch.found()
     del result  # only now: what it holds is kept
     return found
 
 
-class _Watch(TorchFunctionMode):
+class _Watch:
     """Knows which tensors the modules gave, which they own, and which module is running."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        super().__init__()
         self._modules = modules
         self._running: str | None = None
         self._calls: Counter[str] = Counter()
@@ -66,11 +66,9 @@ class _Watch(TorchFunctionMode):
         try:
             for name, module in self._modules.items():
 
-                def enter(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                def enter(_: nn.Module, args: Any, name: str = name) -> None:
                     self._running = name
                     self._calls[name] += 1
-                    for leaf in tree_leaves((args, kwargs)):
-                        self._use(leaf, "")
 
                 def leave(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
                     self._running = None
@@ -78,23 +76,14 @@ class _Watch(TorchFunctionMode):
                         self._made[output] = name  # of a module that works in place: no longer its input's
                         self._axes[name] = output.ndim
 
-                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(enter))
                 handles.append(module.register_forward_hook(leave))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        called = getattr(func, "__name__", str(func))
-        if called == "__get__":  # an attribute
-            called = getattr(func.__self__, "__name__", called)
-        for leaf in tree_leaves((args, kwargs)):
-            self._use(leaf, called)
-        return func(*args, **kwargs)
-
-    def _use(self, value: Any, called: str) -> None:
+    def see(self, value: Any, called: str) -> None:
         """Take note of what reads a tensor: the running module, or else a call of torch."""
         if not isinstance(value, Tensor):
             return
@@ -118,6 +107,37 @@ class _Watch(TorchFunctionMode):
             name: Uses(count, self._axes.get(name, 0), *(tuple(each[name]) for each in lists))
             for name, count in self._calls.items()
         }
+
+
+class _Calls(TorchFunctionMode):
+    """Shows what Python calls of torch: attributes and arrays, too, which are no operators."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        called = getattr(func, "__name__", str(func)).partition(".")[0]  # an operator's without its overload
+        if called == "__get__":  # an attribute
+            called = getattr(func.__self__, "__name__", called)
+        for leaf in tree_leaves((args, kwargs)):
+            self._watch.see(leaf, called)
+        return func(*args, **kwargs)
+
+
+class _Operators(TorchDispatchMode):
+    """Shows what runs below Python: scripted modules and extensions that call torch."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._watch = watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for leaf in tree_leaves((args, kwargs)):
+            self._watch.see(leaf, func.overloadpacket.__name__)
+        return func(*args, **kwargs)
 
 
 def _add(names: list[str], name: str) -> None:

@@ -161,7 +161,7 @@ def folded(
         if fold.activation is not None:
             assert isinstance(layer, Factored)
             layer.activation = _ACTIVATIONS[type(old[fold.activation])]
-        layer.__dict__[_MARK] = (*folded_into(layer), *fold.gone)
+        layer.__dict__[_MARK] = fold.gone
     return copied
 
 
