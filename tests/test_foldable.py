@@ -160,6 +160,28 @@ def with_norm(norm):
     return lambda m: setattr(m, "norm", norm)
 
 
+def with_conv(conv):
+    return lambda m: setattr(m, "conv", conv)
+
+
+class Doubling(lrc.nn.LowRankConv2d):
+    """A factored layer that is not one."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Rectified(nn.BatchNorm2d):
+    """A batch norm with an activation."""
+
+    def __init__(self, channels) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x)) * self.weight[0]
+
+
 class Shifted(nn.BatchNorm2d):
     """A batch norm that is not one."""
 
@@ -215,8 +237,11 @@ MODULES = {
     "parametrised": (
         lambda m: setattr(m, "conv", parametrizations.weight_norm(nn.Conv2d(3, 4, 3))),
         "norm",
-        "not the output of a layer",
+        "'conv', which it reads: a subclass of Conv2d may compute otherwise",
     ),
+    "subclass of ours": (with_conv(Doubling(3, 4, 3, 2)), "norm", "a subclass of LowRankConv2d"),
+    "with a part": (with_norm(Rectified(4)), "norm", "a subclass of BatchNorm2d"),
+    "part": (with_norm(Rectified(4)), "norm.act", "not the output of a layer"),
     "no parameter": (plain_weight, "norm", "its weight is computed from other parameters"),
     "own activation": (
         lambda m: setattr(m.conv, "activation", "silu"),

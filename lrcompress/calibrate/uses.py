@@ -26,7 +26,7 @@ _KEPT = "whatever keeps it after the forward"
 
 def uses(
     model: nn.Module,
-    modules: Mapping[str, nn.Module],  # of the model, none inside another; each gives one tensor
+    modules: Mapping[str, nn.Module],  # of the model
     run: Callable[[], Any],  # runs the model once
 ) -> dict[str, Uses]:
     """Follow the outputs of modules through whatever torch calls; of modules that run.
@@ -43,11 +43,11 @@ def uses(
 
 
 class _Watch:
-    """Knows which tensors the modules gave, which they own, and which module is running."""
+    """Knows which tensors the modules gave, which they own, and which modules are running."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = modules
-        self._running: str | None = None
+        self._running: list[str] = []  # the innermost last
         self._calls: Counter[str] = Counter()
         self._axes: dict[str, int] = {}
         self._readers: dict[str, list[str]] = {name: [] for name in modules}  # of each one's output
@@ -67,11 +67,11 @@ class _Watch:
             for name, module in self._modules.items():
 
                 def enter(_: nn.Module, args: Any, name: str = name) -> None:
-                    self._running = name
+                    self._running.append(name)
                     self._calls[name] += 1
 
                 def leave(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                    self._running = None
+                    self._running.pop()
                     if isinstance(output, Tensor):  # a user's hook may have made it something else
                         self._made[output] = name  # of a module that works in place: no longer its input's
                         self._axes[name] = output.ndim
@@ -88,11 +88,11 @@ class _Watch:
         if not isinstance(value, Tensor):
             return
         maker, owner = self._made.get(value), self._own.get(value)
-        if maker is not None and self._running is not None:
-            _add(self._readers[maker], self._running)
+        if maker is not None and self._running:
+            _add(self._readers[maker], self._running[-1])
         elif maker is not None and called not in _METADATA:
             _add(self._others[maker], called)
-        if owner is None or owner == self._running:
+        if owner is None or owner in self._running:
             return
         # Once folded in, a batch norm has no tensors left to be asked even for their type.
         if called not in _METADATA or isinstance(self._modules[owner], _BatchNorm):

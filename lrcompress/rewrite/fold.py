@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lrcompress.nn.choices import Activation
-from lrcompress.rewrite.layers import DENSE, Dense, Factored, is_factored
+from lrcompress.rewrite.layers import DENSE, Dense, Factored
 from lrcompress.rewrite.layout import memory_format_of, set_memory_format
 from lrcompress.rewrite.survey import TIED, is_tied, left_out, owners_of_parameters, unusual
 from lrcompress.rewrite.swap import replaced
@@ -22,18 +23,16 @@ Layer = Dense | Transposed | Factored
 
 _MARK = "folded"  # attribute of layers that took something in
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}
+_LAYERS: tuple[type[nn.Module], ...] = (*DENSE, *get_args(Transposed), *get_args(Factored))
+_KINDS: tuple[type[nn.Module], ...] = (*_LAYERS, *_NORMS, *_ACTIVATIONS)
 
 
 def foldable_parts(model: nn.Module) -> dict[str, nn.Module]:
     """Return all layers, batch norms and activations that folding is about."""
-    kinds = (*DENSE, *_TRANSPOSED, *_ACTIVATIONS)
     return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in kinds or is_factored(module) or isinstance(module, _BatchNorm)
+        name: module for name, module in model.named_modules() if isinstance(module, (*_KINDS, _BatchNorm))
     }
 
 
@@ -130,7 +129,7 @@ class _Decision:
             return TIED
         if use.own:
             return f"its parameters are also read by {', '.join(use.own)}"
-        if isinstance(module, _BatchNorm) and type(module) not in _NORMS:
+        if type(module) not in _KINDS:
             return f"a subclass of {type(module).__mro__[1].__name__} may compute otherwise"
         if isinstance(module, _BatchNorm) and module.training:
             return "it is in training mode"
