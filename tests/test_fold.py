@@ -192,8 +192,8 @@ def test_layouts_and_gradients_stay(block):
     assert not folded.b.V.is_contiguous()
     dense = lrc.fold(model.to(memory_format=torch.channels_last), x)
     assert dense.b.weight.is_contiguous(memory_format=torch.channels_last)
-    up = settled(nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(4)))
-    up = lrc.fold(up.to(memory_format=torch.channels_last), x)
+    up = settled(nn.Sequential(nn.ConvTranspose2d(8, 12, 3, groups=2), nn.BatchNorm2d(12)))
+    up = lrc.fold(up.to(memory_format=torch.channels_last), torch.randn(2, 8, 5, 5))
     assert up[0].weight.is_contiguous(memory_format=torch.channels_last)
     grads = {name: p.requires_grad for name, p in folded.named_parameters()}
     assert {name for name, needed in grads.items() if not needed} == {"a.U", "a.bias", "head.bias"}
