@@ -1,4 +1,4 @@
-"""The story of a compression: plan, apply, verify, save, load. The only file that knows the order."""
+"""The story of a compression: plan, apply, verify, fold, save, load. The only file that knows the order."""
 
 from __future__ import annotations
 

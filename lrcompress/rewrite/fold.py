@@ -25,8 +25,13 @@ _MARK = "folded"  # attribute of layers that took something in
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}
-_LAYERS: tuple[type[nn.Module], ...] = (*DENSE, *get_args(Transposed), *get_args(Factored))
-_KINDS: tuple[type[nn.Module], ...] = (*_LAYERS, *_NORMS, *_ACTIVATIONS)
+_KINDS: tuple[type[nn.Module], ...] = (
+    *DENSE,
+    *get_args(Transposed),
+    *get_args(Factored),
+    *_NORMS,
+    *_ACTIVATIONS,
+)
 
 
 def foldable_parts(model: nn.Module) -> dict[str, nn.Module]:
