@@ -50,7 +50,7 @@ void call_lowrank_conv2d(const TensorView& input, const TensorView& encoder, con
                          const std::optional<TensorView>& bias, const TensorView& out, const Pair& stride,
                          const Pair& padding, const Pair& dilation, std::int64_t groups, int activation,
                          bool channels_last, bool encoder_last, int threads, PackedFactors* packed,
-                         const Tile& tile) {
+                         const Tile& tile, int algorithm) {
     const auto axis = [&](int i) {
         return ConvAxis{.in = input.shape[2 + i],
                         .out = out.shape[2 + i],
@@ -75,7 +75,8 @@ void call_lowrank_conv2d(const TensorView& input, const TensorView& encoder, con
                                     .columns = axis(1),
                                     .activation = static_cast<Activation>(activation),
                                     .threads = threads,
-                                    .packed = packed};
+                                    .packed = packed,
+                                    .algorithm = static_cast<ConvEncoder>(algorithm)};
     dispatch_lowrank<T>(input, tile,
                         [&](auto device, auto... tile) { lowrank_conv2d(device, args, tile...); });
 }
@@ -132,11 +133,11 @@ inline void bind_lowrank(py::module_& m) {
     m.def("lowrank_conv2d",
           &bind_lowrank_conv2d<const TensorView&, const TensorView&, const std::optional<TensorView>&,
                                const TensorView&, const Pair&, const Pair&, const Pair&, std::int64_t, int,
-                               bool, bool, int, PackedFactors*, const Tile&>,
+                               bool, bool, int, PackedFactors*, const Tile&, int>,
           py::arg("input"), py::arg("encoder"), py::arg("decoder"), py::arg("bias"), py::arg("out"),
           py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
           py::arg("activation"), py::arg("channels_last"), py::arg("encoder_last"), py::arg("threads"),
-          py::arg("packed") = nullptr, py::arg("tile") = Tile{});
+          py::arg("packed") = nullptr, py::arg("tile") = Tile{}, py::arg("algorithm") = 0);
     m.def("linear_takes_many_rows", &linear_takes_many_rows, py::arg("rows"), py::arg("rank"),
           py::arg("inside"));
     m.def("lowrank_linear",

@@ -101,6 +101,7 @@ def lowrank_conv2d(
     threads: int,
     packed: PackedFactors | None = ...,
     tile: Sequence[int] = ...,
+    algorithm: int = ...,  # 0 the faster one, 1 direct sums, 2 Winograd's
 ) -> None: ...
 def lowrank_linear(
     input: Tensor,

@@ -27,7 +27,7 @@ TORCHS = {"none": torch.clone, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 # batch, channels, filters, groups, rank, height, width: primes, 1, and sizes around the vectors (8), the
 # pixels (16) and filters (6) of a block, and the ranks of one (4);
-# the last goes by pairs of rows.
+# the last two go by Winograd's algorithm where the geometry allows it.
 SIZES = [
     (1, 1, 1, 1, 1, 1, 1),
     (2, 3, 5, 1, 3, 7, 7),
@@ -38,6 +38,7 @@ SIZES = [
     (2, 7, 11, 7, 9, 33, 3),
     (1, 64, 64, 8, 14, 32, 32),
     (5, 2, 1, 2, 13, 1, 40),
+    (1, 20, 17, 2, 8, 13, 10),
     (2, 68, 9, 2, 41, 7, 21),
 ]
 # kernel, stride, padding, dilation
@@ -125,7 +126,7 @@ def test_activations_of_special_numbers_are_torchs():
             torch.testing.assert_close(found, torchs(input.to(dtype)), equal_nan=True)
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 3, 2, 2, 9, 7), (1, 40, 3, 1, 48, 9, 7)], ids=["direct", "pairs"])
+@pytest.mark.parametrize("sizes", [(1, 4, 3, 2, 2, 9, 7), (1, 40, 3, 1, 48, 9, 7)], ids=["direct", "winograd"])
 @pytest.mark.parametrize("row", range(4))
 def test_special_numbers_stay_where_two_convolutions_put_them(sizes, row):
     input, U, V, bias = make(sizes, (3, 3))
@@ -170,7 +171,7 @@ def test_views_and_channels_last_give_the_same_bits():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(
-    "sizes", [(5, 8, 6, 4, 3, 33, 19), (5, 80, 6, 2, 40, 21, 19)], ids=["direct", "pairs"]
+    "sizes", [(5, 8, 6, 4, 3, 33, 19), (5, 80, 6, 2, 40, 21, 19)], ids=["direct", "winograd"]
 )
 def test_bits_depend_neither_on_the_batch_nor_on_the_threads(layout, sizes):
     input, U, V, bias = make(sizes, (3, 3))
@@ -216,7 +217,7 @@ def changes():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("change", changes(), ids=lambda change: change.__name__)
-@pytest.mark.parametrize("sizes", [(4, 5, 3), (40, 48, 2)], ids=["direct", "pairs"])
+@pytest.mark.parametrize("sizes", [(4, 5, 3), (40, 48, 2)], ids=["direct", "winograd"])
 def test_what_is_kept_of_the_factors_never_goes_stale(layout, change, sizes):
     inside, rank, groups = sizes
     layer = lrc.nn.LowRankConv2d(inside * groups, 9, 3, rank, groups, padding=1, kernel="fused")

@@ -42,7 +42,8 @@ std::shared_ptr<const Made> packed_factors(const LowrankConv2dArgs<T>& args, std
     if (args.packed == nullptr) return pack();
     const ConvAxis& y = args.rows;
     const ConvAxis& x = args.columns;
-    const std::int64_t layouts = args.channels_last * 2 + args.encoder_last;
+    const std::int64_t layouts =
+        (static_cast<std::int64_t>(args.algorithm) * 2 + args.channels_last) * 2 + args.encoder_last;
     const PackedFactors::Key key = {kind,        sizeof(T), layouts,    args.channels, args.filters,
                                     args.groups, args.rank, y.in,       y.out,         y.kernel,
                                     y.stride,    y.padding, y.dilation, x.in,          x.out,

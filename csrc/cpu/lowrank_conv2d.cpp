@@ -9,98 +9,74 @@
 #include "cpu/lowrank_conv2d.h"
 #include "cpu/lowrank_conv2d_amx.h"
 #include "cpu/lowrank_conv2d_decode.h"
-#include "cpu/lowrank_conv2d_encode.h"
+#include "cpu/lowrank_conv2d_direct.h"
 #include "cpu/lowrank_conv2d_tile.h"
 #include "cpu/lowrank_conv2d_weights.h"
+#include "cpu/lowrank_conv2d_winograd.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 
-// A task is some output rows of one image. Their z stays in the cache: it is made a group at a time, by
-// direct convolution or by pairs of rows (row_pairs.h), from a copy of the group's input rows that has the
-// zeros around them, and is then multiplied by U. The encoder's vectors run along the columns of the image,
-// the decoder's along what lies side by side in the output: pixels, or channels. A stride over columns is
-// taken out by the copy, which puts the columns of one remainder next to each other, so the loop over the
-// taps only adds offsets.
+// A task is some output rows of one image. Their z stays in the cache: it is made a group at a time, as
+// direct sums or by Winograd's algorithm, and is then multiplied by U.
 
 namespace lrc {
 namespace {
 
 // Floats of a scratch on the stack, which unlike the heap never gives its pages back between two calls.
-constexpr std::int64_t kLocalSize = 3 << 14;
+constexpr std::int64_t kLocalSize = 5 << 14;
+// Bytes of images that a cache is taken to hold.
+constexpr std::int64_t kCachedBytes = 1 << 22;
 
 LRC_MULTIVERSION void activate_all(Activation activation, float* values, const float* end) {
     for (; values < end; values += kWide) store_wide(values, activate(activation, load_wide(values)));
 }
 
 // One a type: the compiler clones no template.
-LRC_MULTIVERSION void make_weights(const LowrankConv2dArgs<float>& args, std::int64_t pair,
+LRC_MULTIVERSION void make_weights(const LowrankConv2dArgs<float>& args, std::int64_t width,
                                    PackedWeights& packed) {
-    pack_weights(args, pair, packed);
+    pack_weights(args, width, packed);
 }
-LRC_MULTIVERSION void make_weights(const LowrankConv2dArgs<Bfloat16>& args, std::int64_t pair,
+LRC_MULTIVERSION void make_weights(const LowrankConv2dArgs<Bfloat16>& args, std::int64_t width,
                                    PackedWeights& packed) {
-    pack_weights(args, pair, packed);
+    pack_weights(args, width, packed);
 }
 
-// Floats of the scratch of encode_pairs.
+// Not inlined: the loops need all registers.
+LRC_MULTIVERSION void decode(Width<8>, const LowrankConv2dArgs<float>& args, const Weights& weights,
+                             const Hidden& hidden, const ImageTile& tile) {
+    decode_tile<8>(args, weights, hidden, tile);
+}
+LRC_MULTIVERSION void decode(Width<8>, const LowrankConv2dArgs<Bfloat16>& args, const Weights& weights,
+                             const Hidden& hidden, const ImageTile& tile) {
+    decode_tile<8>(args, weights, hidden, tile);
+}
+LRC_AVX512 void decode(Width<16>, const LowrankConv2dArgs<float>& args, const Weights& weights,
+                       const Hidden& hidden, const ImageTile& tile) {
+    decode_tile<16>(args, weights, hidden, tile);
+}
+LRC_AVX512 void decode(Width<16>, const LowrankConv2dArgs<Bfloat16>& args, const Weights& weights,
+                       const Hidden& hidden, const ImageTile& tile) {
+    decode_tile<16>(args, weights, hidden, tile);
+}
+
+// What one task writes, and what the next one of its thread will read, where the caches hold neither.
 template <class T>
-LRC_INLINE std::int64_t pairs_size(const LowrankConv2dArgs<T>& args, const ConvLayout& layout) {
-    return layout.paired ? kParts * (args.rank * layout.sum_stride + layout.part_size) : 0;
-}
-
-template <int kWidth, class T>
-LRC_INLINE void run_tile(const LowrankConv2dArgs<T>& args, const ConvLayout& layout, const Weights& weights,
-                         std::int64_t task, float* scratch) {
-    alignas(64) float local[kLocalSize];
-    const std::int64_t image = task / layout.tiles;
-    const std::int64_t row = task % layout.tiles * layout.tile_rows;
-    const std::int64_t count = std::min(layout.tile_rows, args.rows.out - row);
-    const std::int64_t inside = args.channels / args.groups;
-    float* z = scratch == nullptr ? local : scratch;
-    float* pairs = z + args.groups * args.rank * layout.z_stride;
-    float* copy = pairs + pairs_size(args, layout);
-    for (std::int64_t block = 0; block < args.groups; block += layout.group_block) {
-        const std::int64_t end = std::min(block + layout.group_block, args.groups);
-        const bool clears = block == 0 || !layout.keeps_zeros;
-        copy_input(args, layout, image, block * inside, (end - block) * inside, row, made_rows(layout, count),
-                   clears, copy);
-        for (std::int64_t group = block; group < end; ++group) {
-            const float* mine = copy + (group - block) * layout.group_size;
-            const float* encoder = weights.encoder + group * weights.encoder_group;
-            float* to = z + group * args.rank * layout.z_stride;
-            if (layout.paired) {
-                encode_pairs<kWidth>(args, layout, mine, encoder, count, pairs, to);
-            } else {
-                encode_group(Width<kWidth>{}, mine, encoder, args.rank, layout,
-                             count * divide_up(args.columns.out, kWidth), to);
-            }
-        }
-    }
-    const std::int64_t pixel = row * args.columns.out;
-    T* out = args.out + image * args.filters * args.rows.out * args.columns.out;
-    const std::int64_t pixels = count * args.columns.out;
-    if (args.channels_last) {
-        decode_last<kWidth>(args, layout, weights, z, pixels, out + pixel * args.filters);
-    } else {
-        decode<kWidth>(args, layout, weights, z, pixels, out + pixel);
-    }
-}
-
-LRC_MULTIVERSION void run(Width<8>, const LowrankConv2dArgs<float>& args, const ConvLayout& layout,
-                          const Weights& weights, std::int64_t task, float* scratch) {
-    run_tile<8>(args, layout, weights, task, scratch);
-}
-LRC_MULTIVERSION void run(Width<8>, const LowrankConv2dArgs<Bfloat16>& args, const ConvLayout& layout,
-                          const Weights& weights, std::int64_t task, float* scratch) {
-    run_tile<8>(args, layout, weights, task, scratch);
-}
-LRC_AVX512 void run(Width<16>, const LowrankConv2dArgs<float>& args, const ConvLayout& layout,
-                    const Weights& weights, std::int64_t task, float* scratch) {
-    run_tile<16>(args, layout, weights, task, scratch);
-}
-LRC_AVX512 void run(Width<16>, const LowrankConv2dArgs<Bfloat16>& args, const ConvLayout& layout,
-                    const Weights& weights, std::int64_t task, float* scratch) {
-    run_tile<16>(args, layout, weights, task, scratch);
+Ahead look_ahead(const LowrankConv2dArgs<T>& args, const Tiling& tiling, std::int64_t task,
+                 std::int64_t calls) {
+    const std::int64_t line_in = args.columns.in * args.channels * sizeof(T);
+    const std::int64_t line_out = args.columns.out * args.filters * sizeof(T);
+    const std::int64_t size = args.batch * (args.rows.in * line_in + args.rows.out * line_out);
+    if (!args.channels_last || size < kCachedBytes) return {};
+    const ImageTile tile = find_tile(args, tiling, task);
+    const std::int64_t tasks = args.batch * tiling.tiles;
+    const ImageTile next = find_tile(args, tiling, std::min(task + std::max(args.threads, 1), tasks - 1));
+    const std::int64_t row = std::min(next.row * args.rows.stride, args.rows.in);
+    const std::int64_t rows = std::min(next.rows * args.rows.stride, args.rows.in - row);
+    const auto* input = reinterpret_cast<const char*>(args.input);
+    const auto* out = reinterpret_cast<const char*>(args.out);
+    return {{input + (next.image * args.rows.in + row) * line_in, rows * line_in},
+            {out + (tile.image * args.rows.out + tile.row) * line_out, tile.rows * line_out},
+            calls};
 }
 
 struct Free {
@@ -114,28 +90,48 @@ Scratch make_scratch(std::int64_t size) {
     return Scratch(static_cast<float*>(p));
 }
 
-}  // namespace
-
-template <int kWidth, class T> void lowrank_conv2d(Width<kWidth> width, const LowrankConv2dArgs<T>& args) {
-    if (args.batch * args.filters * args.rows.out * args.columns.out == 0) return;
-    const ConvLayout layout = make_layout<kWidth>(args);
+// All tasks, by the encoder of the layout.
+template <int kWidth, class T, class Layout>
+void run(Width<kWidth> width, const LowrankConv2dArgs<T>& args, const Tiling& tiling, const Layout& layout) {
     const auto make = [](const LowrankConv2dArgs<T>& standard) {
         auto made = std::make_shared<PackedWeights>();
-        make_weights(standard, kPair<kWidth>, *made);
+        make_weights(standard, kWidth, *made);
         return made;
     };
     const auto packed = packed_factors<PackedWeights>(args, kWidth, packs_encoder(args), make);
     const Weights weights = packed->with(args);
-    const std::int64_t tasks = args.batch * layout.tiles;
-    const std::int64_t size = args.groups * args.rank * layout.z_stride + pairs_size(args, layout) +
-                              layout.group_block * layout.group_size;
+    const std::int64_t tasks = args.batch * tiling.tiles, calls = fetch_calls(args, layout, tiling.rows);
+    const std::int64_t size = scratch_size(args, layout);
     std::vector<Scratch> scratch(worker_count(args.threads, tasks));
     if (size > kLocalSize) {
         for (Scratch& one : scratch) one = make_scratch(size);
     }
     parallel_for(args.threads, tasks, [&](int worker, std::int64_t task) noexcept {
-        run(width, args, layout, weights, task, scratch[worker].get());
+        alignas(64) float local[kLocalSize];
+        float* mine = scratch[worker] == nullptr ? local : scratch[worker].get();
+        const ImageTile tile = find_tile(args, tiling, task);
+        Ahead ahead = look_ahead(args, tiling, task, calls);
+        decode(width, args, weights, encode(width, args, layout, weights.encoder, tile, ahead, mine), tile);
     });
+}
+
+// Whether the encoder's vectors of 16 floats, of ranks or of pixels of a row, are more than half full.
+template <class T> bool fills_wide_vectors(const LowrankConv2dArgs<T>& args) {
+    const std::int64_t size = uses_winograd(args) ? args.rank : args.columns.out;
+    return size % 16 == 0 || size % 16 > 8 || size > 64;
+}
+
+}  // namespace
+
+template <int kWidth, class T> void lowrank_conv2d(Width<kWidth> width, const LowrankConv2dArgs<T>& args) {
+    if (args.batch * args.filters * args.rows.out * args.columns.out == 0) return;
+    const bool winograd = uses_winograd(args);
+    const Tiling tiling = cut_images(args, winograd);
+    if (winograd) {
+        run(width, args, tiling, make_winograd_layout<kWidth>(args, tiling.rows));
+    } else {
+        run(width, args, tiling, make_direct_layout<kWidth>(args, tiling.rows));
+    }
 }
 
 template void lowrank_conv2d(Width<8>, const LowrankConv2dArgs<float>&);
@@ -145,10 +141,10 @@ template void lowrank_conv2d(Width<16>, const LowrankConv2dArgs<Bfloat16>&);
 
 template <class T> void lowrank_conv2d(Cpu, const LowrankConv2dArgs<T>& args) {
     if constexpr (std::is_same_v<T, Bfloat16>) {
-        if (has_amx() && fills_tiles(args)) return lowrank_conv2d_amx(args);
+        if (args.algorithm == ConvEncoder::kAuto && has_amx() && fills_tiles(args))
+            return lowrank_conv2d_amx(args);
     }
-    // Wide vectors would be half empty on rows of up to 8 pixels.
-    if (has_avx512() && args.columns.out > 8) {
+    if (has_avx512() && fills_wide_vectors(args)) {
         lowrank_conv2d(Width<16>{}, args);
     } else {
         lowrank_conv2d(Width<8>{}, args);

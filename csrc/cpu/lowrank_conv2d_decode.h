@@ -41,8 +41,9 @@ template <class T, class V> LRC_INLINE void store_first(T* to, V x, std::int64_t
     }
 }
 
-template <int kWidth, int kCount, bool kLast, class T>
+template <int kWidth, int kCount, bool kLast, bool kByLine, class T>
 LRC_INLINE void multiply(const Product<T>& product) {
+    const std::int64_t line = kByLine ? 1 : product.a_line, term = kByLine ? product.a_term : 1;
     Floats<kWidth> sums[kCount][2];
     LRC_UNROLL
     for (int i = 0; i < kCount; ++i) {
@@ -53,11 +54,11 @@ LRC_INLINE void multiply(const Product<T>& product) {
     }
     const float* a = product.a;
     const float* b = product.b;
-    for (std::int64_t m = 0; m < product.terms; ++m, a += product.a_term, b += product.b_term) {
+    for (std::int64_t m = 0; m < product.terms; ++m, a += term, b += product.b_term) {
         const Floats<kWidth> low = load_floats<kWidth>(b), high = load_floats<kWidth>(b + kWidth);
         LRC_UNROLL
         for (int i = 0; i < kCount; ++i) {
-            const float factor = a[kLast ? i : i * product.a_line];
+            const float factor = a[i * line];
             sums[i][0] += factor * low;
             sums[i][1] += factor * high;
         }
@@ -84,29 +85,30 @@ LRC_INLINE void multiply(const Product<T>& product) {
     }
 }
 
-template <int kWidth, bool kLast, class T>
+// kByLine: what is of one term lies side by side in `a`, else what is of one line.
+template <int kWidth, bool kLast, bool kByLine, class T>
 LRC_INLINE void multiply(const Product<T>& product, std::int64_t lines) {
     switch (lines) {
         case 1:
-            return multiply<kWidth, 1, kLast>(product);
+            return multiply<kWidth, 1, kLast, kByLine>(product);
         case 2:
-            return multiply<kWidth, 2, kLast>(product);
+            return multiply<kWidth, 2, kLast, kByLine>(product);
         case 3:
-            return multiply<kWidth, 3, kLast>(product);
+            return multiply<kWidth, 3, kLast, kByLine>(product);
         case 4:
-            return multiply<kWidth, 4, kLast>(product);
+            return multiply<kWidth, 4, kLast, kByLine>(product);
         case 5:
-            return multiply<kWidth, 5, kLast>(product);
+            return multiply<kWidth, 5, kLast, kByLine>(product);
         default:
-            return multiply<kWidth, 6, kLast>(product);
+            return multiply<kWidth, 6, kLast, kByLine>(product);
     }
 }
 
 // All filters of a tile of `pixels` pixels, where pixels lie side by side; `out` is its first pixel of the
 // first filter.
 template <int kWidth, class T>
-LRC_INLINE void decode(const LowrankConv2dArgs<T>& args, const ConvLayout& layout, const Weights& weights,
-                       const float* z, std::int64_t pixels, T* out) {
+LRC_INLINE void decode_first(const LowrankConv2dArgs<T>& args, const Weights& weights, const Hidden& hidden,
+                             std::int64_t pixels, T* out) {
     const std::int64_t terms = args.groups * args.rank;
     const std::int64_t plane = args.rows.out * args.columns.out;
     for (std::int64_t pixel = 0; pixel < pixels; pixel += kPair<kWidth>) {
@@ -115,23 +117,23 @@ LRC_INLINE void decode(const LowrankConv2dArgs<T>& args, const ConvLayout& layou
             const Product<T> product{.a = weights.decoder + first * terms,
                                      .a_line = terms,
                                      .a_term = 1,
-                                     .b = z + pixel,
-                                     .b_term = layout.z_stride,
+                                     .b = hidden.z + pixel,
+                                     .b_term = hidden.term,
                                      .bias = weights.bias + first,
                                      .out = out + first * plane + pixel,
                                      .out_line = plane,
                                      .width = std::min(kPair<kWidth>, pixels - pixel),
                                      .terms = terms,
                                      .activation = args.activation};
-            multiply<kWidth, false>(product, cut(args.filters, kLines, part + 1) - first);
+            multiply<kWidth, false, false>(product, cut(args.filters, kLines, part + 1) - first);
         }
     }
 }
 
 // The same where channels lie side by side; `out` is the tile's first pixel.
-template <int kWidth, class T>
-LRC_INLINE void decode_last(const LowrankConv2dArgs<T>& args, const ConvLayout& layout,
-                            const Weights& weights, const float* z, std::int64_t pixels, T* out) {
+template <int kWidth, bool kByLine, class T>
+LRC_INLINE void decode_last(const LowrankConv2dArgs<T>& args, const Weights& weights, const Hidden& hidden,
+                            std::int64_t pixels, T* out) {
     const std::int64_t terms = args.groups * args.rank;
     const std::int64_t parts = divide_up(pixels, kLines), strips = divide_up(args.filters, kPair<kWidth>);
     // What is gone through again and again, all of U or one strip of it, stays in the L1 cache.
@@ -141,9 +143,9 @@ LRC_INLINE void decode_last(const LowrankConv2dArgs<T>& args, const ConvLayout& 
             const std::int64_t part = stays ? outer : nested;
             const std::int64_t filter = kPair<kWidth> * (stays ? nested : outer);
             const std::int64_t first = cut(pixels, kLines, part);
-            const Product<T> product{.a = z + first,
-                                     .a_line = 1,
-                                     .a_term = layout.z_stride,
+            const Product<T> product{.a = hidden.z + first * hidden.pixel,
+                                     .a_line = hidden.pixel,
+                                     .a_term = hidden.term,
                                      .b = weights.decoder + filter * terms,
                                      .b_term = kPair<kWidth>,
                                      .bias = weights.bias + filter,
@@ -152,8 +154,22 @@ LRC_INLINE void decode_last(const LowrankConv2dArgs<T>& args, const ConvLayout& 
                                      .width = std::min(kPair<kWidth>, args.filters - filter),
                                      .terms = terms,
                                      .activation = args.activation};
-            multiply<kWidth, true>(product, cut(pixels, kLines, part + 1) - first);
+            multiply<kWidth, true, kByLine>(product, cut(pixels, kLines, part + 1) - first);
         }
+    }
+}
+
+template <int kWidth, class T>
+LRC_INLINE void decode_tile(const LowrankConv2dArgs<T>& args, const Weights& weights, const Hidden& hidden,
+                            const ImageTile& tile) {
+    const std::int64_t pixels = tile.rows * args.columns.out, pixel = tile.row * args.columns.out;
+    T* out = args.out + tile.image * args.filters * args.rows.out * args.columns.out;
+    if (args.channels_last && hidden.pixel == 1) {
+        decode_last<kWidth, true>(args, weights, hidden, pixels, out + pixel * args.filters);
+    } else if (args.channels_last) {
+        decode_last<kWidth, false>(args, weights, hidden, pixels, out + pixel * args.filters);
+    } else {
+        decode_first<kWidth>(args, weights, hidden, pixels, out + pixel);
     }
 }
 

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "cpu/lowrank_conv2d_tile.h"
+#include "cpu/lowrank_conv2d_winograd.h"
 
 namespace lrc {
 namespace {
@@ -57,17 +58,34 @@ LRC_INLINE void pack_decoder(const LowrankConv2dArgs<T>& args, std::int64_t pair
 
 // Whether V is read from a copy.
 template <class T> bool packs_encoder(const LowrankConv2dArgs<T>& args) {
-    return !std::is_same_v<T, float> || args.encoder_last || pairs_rows(args);
+    return !std::is_same_v<T, float> || args.encoder_last || uses_winograd(args);
+}
+
+// V as the factors of Winograd's products, [groups, kParts, channels / groups, rank], whole vectors of ranks:
+// zeros behind the last.
+template <class T>
+LRC_INLINE void pack_winograd(const LowrankConv2dArgs<T>& args, std::int64_t rank_stride, float* to) {
+    const std::int64_t inside = args.channels / args.groups, part = inside * rank_stride;
+    std::fill_n(to, args.groups * kParts * part, 0.0F);
+    const T* from = args.encoder;
+    for (std::int64_t group = 0; group < args.groups; ++group, to += kParts * part) {
+        for (std::int64_t r = 0; r < args.rank; ++r) {
+            for (std::int64_t i = 0; i < inside; ++i, from += 9)
+                transform_kernel(from, part, to + i * rank_stride + r);
+        }
+    }
 }
 
 template <class T>
-LRC_INLINE void pack_weights(const LowrankConv2dArgs<T>& args, std::int64_t pair, PackedWeights& packed) {
+LRC_INLINE void pack_weights(const LowrankConv2dArgs<T>& args, std::int64_t width, PackedWeights& packed) {
+    const std::int64_t pair = 2 * width;
     const std::int64_t inside = args.channels / args.groups, columns = args.columns.kernel;
     const std::int64_t filters = divide_up(args.filters, pair) * pair;
-    const bool paired = pairs_rows(args), packs = packs_encoder(args);
+    const std::int64_t rank_stride = divide_up(args.rank, width) * width;
+    const bool winograds = uses_winograd(args), packs = packs_encoder(args);
     const bool packs_decoder = !std::is_same_v<T, float> || args.channels_last;
-    const std::int64_t group = paired ? kParts * kernel_part_size(args.rank, inside, columns)
-                                      : args.rank * inside * args.rows.kernel * columns;
+    const std::int64_t group =
+        winograds ? kParts * inside * rank_stride : args.rank * inside * args.rows.kernel * columns;
     const std::int64_t decoder_size = packs_decoder ? filters * args.groups * args.rank : 0;
     const std::int64_t encoder_size = packs ? args.groups * group : 0;
     packed.numbers = std::make_unique_for_overwrite<float[]>(filters + decoder_size + encoder_size);
@@ -77,8 +95,8 @@ LRC_INLINE void pack_weights(const LowrankConv2dArgs<T>& args, std::int64_t pair
     std::fill_n(bias, filters, 0.0F);
     if (args.bias != nullptr) convert(args.bias, args.filters, bias);
     if (packs_decoder) pack_decoder(args, pair, decoder);
-    if (paired) {
-        combine_kernels(args, encoder);
+    if (winograds) {
+        pack_winograd(args, rank_stride, encoder);
     } else if (packs) {
         convert(args.encoder, encoder_size, encoder);
     }

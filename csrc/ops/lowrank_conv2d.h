@@ -12,6 +12,9 @@ namespace lrc {
 
 class PackedFactors;  // cpu/packed_factors.h
 
+// How the CPU twin makes z. What does not fit the sizes is not taken.
+enum class ConvEncoder { kAuto, kDirect, kWinograd };
+
 // One spatial axis of the encoder; the decoder keeps the size. With padding on both sides,
 // out = (in + 2 padding - dilation (kernel - 1) - 1) / stride + 1, rounded down.
 struct ConvAxis {
@@ -44,8 +47,9 @@ template <class T> struct LowrankConv2dArgs {
     ConvAxis rows;
     ConvAxis columns;
     Activation activation;
-    int threads;                      // of the CPU twin; the CUDA twin ignores it
-    PackedFactors* packed = nullptr;  // the same: what it keeps from a call to the next, or null
+    int threads;                                 // of the CPU twin; the CUDA twin ignores it
+    PackedFactors* packed = nullptr;             // the same: what it keeps from a call to the next, or null
+    ConvEncoder algorithm = ConvEncoder::kAuto;  // the same
 };
 
 // For T = float and Bfloat16. Brings the factors into its own layout, in each call or where `packed` has none

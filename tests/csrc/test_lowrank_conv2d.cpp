@@ -172,8 +172,15 @@ void test(std::int64_t batch, std::int64_t groups, std::int64_t inside, std::int
         };
         lrc::lowrank_conv2d(lrc::Cpu{}, args);
         check("chosen");
-        lrc::lowrank_conv2d(lrc::Width<8>{}, args);
-        check("8 wide");
+        lrc::LowrankConv2dArgs<float> other_way = args;
+        for (const lrc::ConvEncoder algorithm : {lrc::ConvEncoder::kDirect, lrc::ConvEncoder::kWinograd}) {
+            other_way.algorithm = algorithm;
+            lrc::lowrank_conv2d(lrc::Width<8>{}, other_way);
+            check(algorithm == lrc::ConvEncoder::kDirect ? "8 wide, direct" : "8 wide, Winograd");
+            if (lrc::kNeedsAvx512 && !lrc::has_avx512()) continue;
+            lrc::lowrank_conv2d(lrc::Width<16>{}, other_way);
+            check(algorithm == lrc::ConvEncoder::kDirect ? "16 wide, direct" : "16 wide, Winograd");
+        }
         // V the other way round, then the factors kept from the call before, then others.
         lrc::PackedFactors packed;
         lrc::LowrankConv2dArgs<float> kept = args;
@@ -188,9 +195,6 @@ void test(std::int64_t batch, std::int64_t groups, std::int64_t inside, std::int
         lrc::lowrank_conv2d(lrc::Cpu{}, kept);
         check::expect(out == changed, "a changed U, %d threads", threads);
         std::fill(out.begin(), out.end(), kUntouched);
-        if (lrc::kNeedsAvx512 && !lrc::has_avx512()) continue;
-        lrc::lowrank_conv2d(lrc::Width<16>{}, args);
-        check("16 wide");
     }
 }
 
@@ -217,15 +221,23 @@ int main() {
     // Input of a group that the L1 cache does not hold.
     for (std::int64_t rank : {4, 5, 7}) test(1, 2, 12, rank, 3, axis(20, 3, 1, 1, 1), axis(21, 3, 1, 1, 1));
     test(1, 2, 5, 65, 33, axis(3, 2, 1, 1, 1), axis(6, 2, 1, 0, 1));
-    // Pairs of rows: odd heights, kernels of other widths, no padding and more than the kernel's, vectors
-    // that would end outside of V, several blocks of pairs and several tiles.
+    // Winograd's squares: one, odd sides, borders of several, no padding and more than the kernel's; channels
+    // that are no whole vectors; blocks that are not full; ranks of one, two, three and five vectors.
     for (std::int64_t height : {3, 4, 5, 8, 11}) {
-        test(2, 2, 17, 60, 6, axis(height, 3, 1, 1, 1), axis(9, 3, 1, 1, 1));
-        test(1, 1, 20, 18, 3, axis(height, 3, 1, 0, 1), axis(17, 5, 2, 2, 1));
-        test(1, 1, 49, 50, 17, axis(height, 3, 1, 2, 1), axis(8, 1, 1, 0, 1));
-        test(1, 1, 10, 9, 2, axis(height, 3, 1, 1, 1), axis(16, 9, 1, 4, 2));
+        test(2, 2, 17, 40, 6, axis(height, 3, 1, 1, 1), axis(9, 3, 1, 1, 1));
+        test(1, 1, 9, 17, 3, axis(height, 3, 1, 0, 1), axis(17, 3, 1, 2, 1));
+        test(1, 3, 8, 3, 17, axis(height, 3, 1, 3, 1), axis(4, 3, 1, 0, 1));
     }
+    for (std::int64_t rank : {8, 9, 16, 24, 25}) {
+        for (std::int64_t width : {7, 8, 16, 28})
+            test(1, 2, 8 + rank % 9, rank, 8, axis(6, 3, 1, 1, 1), axis(width, 3, 1, 1, 1));
+    }
+    // Images that no cache holds: memory is fetched ahead.
+    test(2, 1, 2, 1, 17, axis(180, 3, 1, 1, 1), axis(180, 3, 1, 1, 1));
+    test(2, 1, 3, 2, 65, axis(180, 3, 2, 1, 1), axis(181, 3, 2, 0, 1));
+    // Several tiles of rows; more than the stack holds.
     test(1, 2, 17, 60, 8, axis(23, 3, 1, 1, 1), axis(70, 3, 1, 1, 1));
+    test(1, 1, 130, 20, 8, axis(9, 3, 1, 1, 1), axis(60, 3, 1, 1, 1));
     // An image whose z is cut into several tiles, and rows that are padding only.
     test(1, 16, 1, 4, 2, axis(21, 3, 2, 1, 1), axis(120, 3, 1, 1, 1));
     test(2, 1, 2, 2, 3, axis(1, 1, 2, 3, 1), axis(1, 2, 3, 3, 1));

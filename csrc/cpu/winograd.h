@@ -1,0 +1,84 @@
+// A 3 x 3 convolution by squares of 2 x 2 outputs: sixteen products for thirty-six.
+//
+// F(2 x 2, 3 x 3) (Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray 2016). Along either
+// axis, from four entries d of the input and the three entries g of the kernel,
+//   m0 = (d0 - d2) g0                    m1 = (d1 + d2) (g0 + g1 + g2) / 2
+//   m3 = (d1 - d3) g2                    m2 = (d2 - d1) (g0 - g1 + g2) / 2
+// give the entries m0 + m1 + m2 and m1 - m2 - m3 of the output. Vectors run along the channels, then along
+// the ranks, so nothing is shuffled, and each product of a part is a matrix product. An output that an
+// infinite input reaches may be not a number instead of infinite; no other output is touched.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/wide.h"
+#include "math/floats.h"
+
+namespace lrc {
+
+inline constexpr std::int64_t kParts = 16;     // products of a square
+inline constexpr std::int64_t kSquareOut = 2;  // rows and columns of a square of the output
+inline constexpr std::int64_t kSquareIn = 4;   // of its input
+
+// Four entries of the input, or three of the kernel, as the factors of the products.
+template <class V> LRC_INLINE void combine_input(V d0, V d1, V d2, V d3, V (&to)[4]) {
+    to[0] = d0 - d2;
+    to[1] = d1 + d2;
+    to[2] = d2 - d1;
+    to[3] = d1 - d3;
+}
+LRC_INLINE void combine_kernel(float g0, float g1, float g2, float (&to)[4]) {
+    to[0] = g0;
+    to[1] = 0.5F * (g0 + g2) + 0.5F * g1;
+    to[2] = 0.5F * (g0 + g2) - 0.5F * g1;
+    to[3] = g2;
+}
+// Four products as the two entries of the output.
+template <class V> LRC_INLINE void combine_output(V m0, V m1, V m2, V m3, V (&to)[2]) {
+    to[0] = m0 + m1 + m2;
+    to[1] = m1 - m2 - m3;
+}
+
+// The factors of one 3 x 3 kernel, `part` apart.
+template <class T> LRC_INLINE void transform_kernel(const T* from, std::int64_t part, float* to) {
+    float columns[3][4];
+    for (int b = 0; b < 3; ++b)
+        combine_kernel(to_float(from[b]), to_float(from[3 + b]), to_float(from[6 + b]), columns[b]);
+    for (int i = 0; i < 4; ++i) {
+        float row[4];
+        combine_kernel(columns[0][i], columns[1][i], columns[2][i], row);
+        for (int j = 0; j < 4; ++j) to[(4 * i + j) * part] = row[j];
+    }
+}
+
+// The factors of a square's input, which pixel(row, column) loads, `part` apart.
+template <class Pixel> LRC_INLINE void transform_input(const Pixel& pixel, std::int64_t part, float* to) {
+    Wide columns[4][4];
+    LRC_UNROLL
+    for (int j = 0; j < 4; ++j) combine_input(pixel(0, j), pixel(1, j), pixel(2, j), pixel(3, j), columns[j]);
+    LRC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        Wide row[4];
+        combine_input(columns[0][i], columns[1][i], columns[2][i], columns[3][i], row);
+        LRC_UNROLL
+        for (int j = 0; j < 4; ++j) store_wide(to + (4 * i + j) * part, row[j]);
+    }
+}
+
+// The 2 x 2 outputs of a square from its products, `part` apart: store(row, column, vector).
+template <int kWidth, class Store>
+LRC_INLINE void transform_output(const float* from, std::int64_t part, const Store& store) {
+    const auto load = [&](int i, int j) { return load_floats<kWidth>(from + (4 * i + j) * part); };
+    Floats<kWidth> columns[4][2];
+    LRC_UNROLL
+    for (int j = 0; j < 4; ++j) combine_output(load(0, j), load(1, j), load(2, j), load(3, j), columns[j]);
+    LRC_UNROLL
+    for (int i = 0; i < 2; ++i) {
+        Floats<kWidth> row[2];
+        combine_output(columns[0][i], columns[1][i], columns[2][i], columns[3][i], row);
+        LRC_UNROLL
+        for (int j = 0; j < 2; ++j) store(i, j, row[j]);
+    }
+}
+
+}  // namespace lrc
