@@ -1,0 +1,76 @@
+"""The two encoders of the convolution on the CPU, direct sums and Winograd's algorithm, and which is chosen.
+
+python bench/lowrank_conv2d_encoders.py [--threads 1] [--repeats 20] [--json bench/results/lowrank_conv2d_encoders.json]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from common import arguments, median_and_spread, publish, timed_in_turn
+from torch import Tensor
+
+from lrcompress import _C
+
+INSIDE = (8, 16, 32, 64)  # channels of a group
+RANKS = (4, 6, 8, 10, 12, 16, 24, 32)
+SIDES = (8, 14, 56)
+CHANNELS = 64
+PIXELS = 8 * 56 * 56  # of all images, about
+METHODS = ("chosen", "direct", "Winograd")  # by their numbers
+
+
+def methods(
+    side: int, inside: int, rank: int, layout: torch.memory_format
+) -> dict[str, Callable[[], Tensor]]:
+    """Return the calls of one layer."""
+    groups = CHANNELS // inside
+    x = torch.randn(PIXELS // (side * side), CHANNELS, side, side).contiguous(memory_format=layout)
+    V = torch.randn(groups * rank, inside, 3, 3)
+    U = torch.randn(CHANNELS, groups * rank, 1, 1)
+    last = layout == torch.channels_last
+
+    def call(algorithm: int, packed: _C.PackedFactors, out: Tensor) -> Tensor:
+        geometry = (1, 1), (1, 1), (1, 1), groups
+        threads = torch.get_num_threads()
+        _C.lowrank_conv2d(
+            x, V, U, None, out, *geometry, 0, last, False, threads, packed, algorithm=algorithm
+        )
+        return out
+
+    return {
+        name: partial(call, number, _C.PackedFactors(), torch.empty_like(x))
+        for number, name in enumerate(METHODS)
+    }
+
+
+def measure(side: int, inside: int, rank: int, layout: torch.memory_format, repeats: int) -> dict[str, Any]:
+    """Time one layer and say which encoder its bits are of."""
+    results, times = timed_in_turn(methods(side, inside, rank, layout), repeats)
+    largest = results["direct"].abs().max().item()
+    error = (results["Winograd"] - results["direct"]).abs().max().item()
+    assert error <= 16 * torch.finfo(torch.float32).eps * largest, (error, largest)
+    us = {name: 1e6 * median_and_spread(times[name])[0] for name in METHODS[1:]}
+    row = {"layout": str(layout).removeprefix("torch."), "side": side, "inside": inside, "rank": rank}
+    chosen = "Winograd" if torch.equal(results["chosen"], results["Winograd"]) else "direct"
+    return row | us | {"direct / Winograd": us["direct"] / us["Winograd"], "chosen": chosen}
+
+
+def main() -> None:
+    """Time all layers and print a table."""
+    args = arguments(__doc__, repeats=20)
+    rows = [
+        measure(side, inside, rank, layout, args.repeats)
+        for layout in (torch.channels_last, torch.contiguous_format)
+        for side in SIDES
+        for inside in INSIDE
+        for rank in RANKS
+    ]
+    publish(f"3x3 convolutions of {CHANNELS} channels, float32, microseconds", args, rows)
+
+
+if __name__ == "__main__":
+    main()
