@@ -90,7 +90,8 @@ LAYERS = {
 
 def layer_methods(shape: Shape, made: Mapping[str, Any], compiled: bool) -> dict[str, Callable[[], Tensor]]:
     """Return what is timed; each call takes the next of the sets of weights."""
-    copies = max(1, ROTATED // (sum(shape.weights[1:]) * 2)) if made["device"] == "cuda" else 1
+    entry = made["dtype"].itemsize
+    copies = max(1, ROTATED // (sum(shape.weights[1:]) * entry)) if made["device"] == "cuda" else 1
     if shape.side:
         given = {"groups": shape.groups, "padding": shape.kernel // 2, **made}
         sizes = (shape.inputs, shape.outputs, shape.kernel)
@@ -101,7 +102,7 @@ def layer_methods(shape: Shape, made: Mapping[str, Any], compiled: bool) -> dict
         factored = [lrc.nn.LowRankLinear(*sizes, shape.groups, **made) for _ in range(copies)]
         x = torch.randn(shape.batch, shape.inputs, **made)
     layers = nn.ModuleList(factored).eval().requires_grad_(False)
-    dense = nn.ModuleList(lrc.merge(layers)[: max(1, ROTATED // (shape.weights[0] * 2))])
+    dense = nn.ModuleList(lrc.merge(layers)[: max(1, ROTATED // (shape.weights[0] * entry))])
     found = {"dense": rotating(dense, x), "two": rotating(with_kernel(layers, "composed"), x)}
     if shape.side:
         last = x.to(memory_format=torch.channels_last)

@@ -1,12 +1,14 @@
 """The factored layers' CUDA kernels against the dense layer and two library calls, each in a CUDA graph.
 
 Every graph node has weights of its own, more of them than the L2 cache holds, so that they come from memory
-as they do in a network. Times are of a node; the error is against float64. Needs a CUDA GPU.
+as they do in a network. Times are of a node; the error is against float64. In float32 the library runs twice:
+exact, and in TF32, which torch lets convolutions use unless told otherwise. Needs a CUDA GPU.
 """
 
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from lrcompress import ops
 ROTATED_BYTES = 128 << 20  # of weights: twice the largest L2 cache
 NODES = range(20, 400)  # of a graph, at least and at most
 BYTES_PER_SECOND = 3.0e12  # of an H100's memory, and the products below: the floor's rates
-FLOPS_PER_SECOND = 7.9e14
+FLOPS_PER_SECOND = {torch.bfloat16: 7.9e14, torch.float32: 4.1e14 / 3}  # three products in TF32 for one
 
 Call = Callable[..., Tensor]
 # batch, channels, filters, side, groups, rank of a group: 3 x 3 kernels
@@ -63,6 +65,14 @@ def seconds_a_node(call: Call, x: Tensor, weights: Sequence[Sequence[Tensor]], r
     return seconds
 
 
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Say whether the library may multiply float32 in TF32."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=allowed):
+        yield
+
+
 def rotated(make: Callable[[], Sequence[Tensor]]) -> list[Sequence[Tensor]]:
     """Make as many sets of weights as a graph has nodes."""
     first = make()
@@ -78,33 +88,37 @@ def compare(
 
     def make(name: str) -> list[Tensor]:
         """Rows of unit variance."""
-        given = shapes["dense" if name == "dense" else "factors"]
+        given = shapes["dense" if name.startswith("dense") else "factors"]
         tensors = [torch.randn(shape, dtype=x.dtype, device="cuda") for shape in given]
         tensors = [t / t[0].numel() ** 0.5 for t in tensors]
         last = torch.channels_last
         return [t.to(memory_format=last) if t.ndim == 4 else t for t in tensors]
 
+    if x.dtype == torch.float32:
+        calls = calls | {f"{name}, TF32": calls[name] for name in ("dense", "two calls")}
     rows = []
     for name, call in calls.items():
         weights = rotated(lambda name=name: make(name))
         exact = calls["two calls" if name == "ours" else name](x.double(), *(w.double() for w in weights[0]))
-        found = call(x, *weights[0])
+        with tf32("TF32" in name):
+            found = call(x, *weights[0])
+            seconds = seconds_a_node(call, x, weights, repeats)
         error = ((found.double() - exact).abs().max() / exact.abs().max()).item()
-        seconds = seconds_a_node(call, x, weights, repeats)
         median = statistics.median(seconds)
         size = x.numel() + found.numel() + sum(w.numel() for w in weights[0])
         products = sum(w.numel() for w in weights[0]) * found[:, :1].numel()
-        floor = max(size * x.element_size() / BYTES_PER_SECOND, 2 * products / FLOPS_PER_SECOND)
-        row = {"layer": layer, "method": name, "microseconds": median * 1e6}
+        floor = max(size * x.element_size() / BYTES_PER_SECOND, 2 * products / FLOPS_PER_SECOND[x.dtype])
+        dtype = str(x.dtype).removeprefix("torch.")
+        row = {"layer": layer, "dtype": dtype, "method": name, "microseconds": median * 1e6}
         spread = (max(seconds) - min(seconds)) / median
         rows.append(row | {"spread": spread, "of the floor": floor / median, "error": error})
     return rows
 
 
-def convolution(case: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
-    """Compare one 3 x 3 layer, channels_last and bfloat16."""
+def convolution(case: tuple[int, ...], dtype: torch.dtype, repeats: int) -> list[dict[str, Any]]:
+    """Compare one 3 x 3 layer, channels_last."""
     batch, channels, filters, side, groups, rank = case
-    x = torch.randn(batch, channels, side, side, dtype=torch.bfloat16, device="cuda")
+    x = torch.randn(batch, channels, side, side, dtype=dtype, device="cuda")
     shapes = {
         "dense": [(filters, channels, 3, 3)],
         "factors": [(filters, groups * rank, 1, 1), (groups * rank, channels // groups, 3, 3)],
@@ -118,10 +132,10 @@ def convolution(case: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
     return compare(name, x.to(memory_format=torch.channels_last), shapes, calls, repeats)
 
 
-def linear(case: tuple[int, ...], repeats: int) -> list[dict[str, Any]]:
-    """Compare one linear layer in bfloat16."""
+def linear(case: tuple[int, ...], dtype: torch.dtype, repeats: int) -> list[dict[str, Any]]:
+    """Compare one linear layer."""
     rows, inside, filters, rank = case
-    x = torch.randn(rows, inside, dtype=torch.bfloat16, device="cuda")
+    x = torch.randn(rows, inside, dtype=dtype, device="cuda")
     shapes = {"dense": [(filters, inside)], "factors": [(filters, rank), (rank, inside)]}
     calls = {
         "dense": F.linear,
@@ -137,10 +151,11 @@ def main() -> None:
     args = arguments(__doc__, repeats=50)
     if not torch.cuda.is_available():
         sys.exit("there is no CUDA GPU here: nothing was timed")
-    torch.backends.cudnn.benchmark = True
+    rows = []
     with torch.inference_mode():
-        rows = [row for case in CONVOLUTIONS for row in convolution(case, args.repeats)]
-        rows += [row for case in LINEARS for row in linear(case, args.repeats)]
+        for dtype in FLOPS_PER_SECOND:
+            rows += [row for case in CONVOLUTIONS for row in convolution(case, dtype, args.repeats)]
+            rows += [row for case in LINEARS for row in linear(case, dtype, args.repeats)]
     device = {"device": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"}
     publish("Factored layers on CUDA", args, [device | row for row in rows])
 

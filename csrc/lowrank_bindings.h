@@ -25,8 +25,9 @@ using Pair = std::array<std::int64_t, 2>;
 using Tile = std::array<std::int64_t, 3>;
 
 inline Tile bind_lowrank_tile(std::int64_t pixels, std::int64_t groups, std::int64_t rank,
-                              std::int64_t shared_limit, std::int64_t multiprocessors) {
-    const LowrankTile tile = choose_tile(pixels, groups, rank, shared_limit, multiprocessors);
+                              std::int64_t entry_bytes, std::int64_t shared_limit,
+                              std::int64_t multiprocessors) {
+    const LowrankTile tile = choose_tile(pixels, groups, rank, entry_bytes, shared_limit, multiprocessors);
     return {tile.pixels, tile.columns, tile.shared_bytes};
 }
 
@@ -36,11 +37,10 @@ template <class T, class F> void dispatch_lowrank(const TensorView& input, const
         constexpr bool kCpu = std::is_same_v<decltype(device), Cpu>;
         if constexpr (kCpu && !std::is_same_v<T, Half>) {
             f(device);
-        } else if constexpr (!kCpu && !std::is_same_v<T, float>) {
+        } else if constexpr (!kCpu) {
             f(device, LowrankTile{static_cast<int>(tile[0]), static_cast<int>(tile[1]), tile[2]});
         } else {
-            throw std::invalid_argument(kCpu ? "factored layers in float16 have no CPU kernel"
-                                             : "factored layers in float32 have no CUDA kernel");
+            throw std::invalid_argument("factored layers in float16 have no CPU kernel");
         }
     });
 }
@@ -150,7 +150,7 @@ inline void bind_lowrank(py::module_& m) {
     m.def("linear_hidden_size", &linear_hidden_size, py::arg("rows"), py::arg("groups"), py::arg("rank"),
           py::arg("inside"));
     m.def("lowrank_tile", &bind_lowrank_tile, py::arg("pixels"), py::arg("groups"), py::arg("rank"),
-          py::arg("shared_limit"), py::arg("multiprocessors"));
+          py::arg("entry_bytes"), py::arg("shared_limit"), py::arg("multiprocessors"));
 }
 
 }  // namespace lrc

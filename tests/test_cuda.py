@@ -1,8 +1,12 @@
 """The CUDA kernels on a GPU: `make gpu`. Without one, tests/test_cuda_emulation.py runs the same sources."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 
 from lrcompress import _C, ops
 from lrcompress.ops import _cuda, reference
@@ -62,7 +66,8 @@ def check_conv2d(case, dtype, activation, assert_as_accurate_as_torch):
     given = (*geometry, groups)
     act = ACTIVATIONS[activation]
     exact = act(reference.lowrank_conv2d(input, U, V, bias, *given))
-    same = act(F.conv2d(F.conv2d(input, V, None, *given), U, bias))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        same = act(F.conv2d(F.conv2d(input, V, None, *given), U, bias))
     found = ops.lowrank_conv2d(input, U, V, bias, *given, activation)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert_as_accurate_as_torch(found, same, exact)
@@ -86,39 +91,39 @@ def check_linear(case, dtype, activation, assert_as_accurate_as_torch):
     assert torch.equal(found, ops.lowrank_linear(x, U, V, bias, groups, activation))
 
 
-def both_dtypes(test):
+def all_dtypes(test):
     for mark in on_gpu:
         test = mark(test)
-    return pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)(test)
+    return pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)(test)
 
 
-@both_dtypes
+@all_dtypes
 @pytest.mark.parametrize("case", SMALL_CONVOLUTIONS, ids=str)
 def test_small_convolutions(case, dtype, assert_as_accurate_as_torch):
     check_conv2d(case, dtype, "gelu", assert_as_accurate_as_torch)
 
 
-@both_dtypes
+@all_dtypes
 @pytest.mark.parametrize("case", SMALL_LINEARS, ids=str)
 def test_small_linears(case, dtype, assert_as_accurate_as_torch):
     check_linear(case, dtype, "silu", assert_as_accurate_as_torch)
 
 
-@both_dtypes
+@all_dtypes
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 def test_convolutions(case, dtype, activation, assert_as_accurate_as_torch):
     check_conv2d(case, dtype, activation, assert_as_accurate_as_torch)
 
 
-@both_dtypes
+@all_dtypes
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("case", LINEARS, ids=str)
 def test_linears(case, dtype, activation, assert_as_accurate_as_torch):
     check_linear(case, dtype, activation, assert_as_accurate_as_torch)
 
 
-@both_dtypes
+@all_dtypes
 def test_a_graph_replays_a_linear_layer(dtype):
     x = torch.randn(2, 512, dtype=dtype, device="cuda")
     U, V = (torch.randn(*shape, dtype=dtype, device="cuda") for shape in ((256, 64), (64, 512)))
@@ -149,21 +154,19 @@ def check_autocorrelation(case, dtype):
         assert torch.equal(found.products, again.products)
 
 
-@both_dtypes
+@all_dtypes
 @pytest.mark.parametrize("case", PATCHES[:4], ids=str)
 def test_small_autocorrelations(case, dtype):
     check_autocorrelation(case, dtype)
-    check_autocorrelation(case, torch.float32)
 
 
-@both_dtypes
+@all_dtypes
 @pytest.mark.parametrize("case", PATCHES, ids=str)
 def test_autocorrelations(case, dtype):
     check_autocorrelation(case, dtype)
-    check_autocorrelation(case, torch.float32)
 
 
-@both_dtypes
+@all_dtypes
 def test_small_gram_and_eigenvalues(dtype):
     matrix = torch.randn(65, 129, device="cuda").to(dtype).float()
     found = ops.singular_values([matrix], [(1,)])[0][1][0]
@@ -224,18 +227,33 @@ def test_small_matrices_are_truncated_in_size_classes():
 
 def test_without_a_gpu_nothing_goes_there():
     assert not _cuda.has_kernels(torch.zeros(1, dtype=torch.bfloat16))
-    assert not _cuda.has_kernels(torch.zeros(1), (torch.float32,))
+    assert not _cuda.has_kernels(torch.zeros(1))
     assert _cuda.lowrank_tile(torch.zeros(1, dtype=torch.bfloat16), 1, 1, 1) is None
 
 
 def test_a_tile_fits_the_device_or_there_is_none():
-    for limit in (48 << 10, 99 << 10, 163 << 10, 227 << 10):
-        for rank in (0, 1, 64, 65, 250, 1000, 2000):
-            for pixels in (1, 64 * 108, 64 * 108 + 1, 1 << 40):
-                size, columns, shared = _C.lowrank_tile(pixels, 2, rank, limit, 108)
-                assert size in ((0, 64, 128) if pixels > 64 * 108 else (0, 64))
-                assert (shared <= limit) == (size > 0)
-                assert columns == (0 if size == 0 else 128 if size == 128 and rank > 64 else 64)
+    limits, ranks = (48 << 10, 99 << 10, 163 << 10, 227 << 10), (0, 1, 64, 65, 250, 1000, 2000)
+    every_pixels = (1, 64 * 108, 64 * 108 + 1, 1 << 40)
+    for limit, rank, pixels, entry in itertools.product(limits, ranks, every_pixels, (2, 4)):
+        size, columns, shared = _C.lowrank_tile(pixels, 2, rank, entry, limit, 108)
+        assert size in ((0, 64, 128) if pixels > 64 * 108 else (0, 64))
+        assert (shared <= limit) == (size > 0)
+        assert columns == (0 if size == 0 else 128 if size == 128 and rank > 64 else 64)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pixels"),
+    [(torch.float32, 64), (torch.bfloat16, 128), (torch.float16, 128), (torch.float64, None)],
+)
+def test_a_tile_has_room_for_the_entries_of_each_dtype(monkeypatch, dtype, pixels):
+    """On a tensor that only says it is on a GPU with the shared memory of sm_80."""
+    device = SimpleNamespace(shared_memory_per_block_optin=163 << 10, multi_processor_count=108)
+    monkeypatch.setattr(_cuda, "_HAS_CUDA", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    with FakeTensorMode():
+        tile = _cuda.lowrank_tile(torch.empty(1, dtype=dtype, device="cuda"), 1 << 20, 1, 256)
+    assert (tile and tile[0]) == pixels
 
 
 def test_a_workspace_has_room_for_every_share_of_a_sum():

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
 import lrcompress as lrc
-from lrcompress.nn import choices
+from lrcompress.ops import _cuda
 
 ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 # (factory, input shape)
@@ -164,17 +164,17 @@ def test_inductor_and_its_ahead_of_time_form(tmp_path):
     torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_cuda_kernels_run_where_fused_is_asked_for(monkeypatch, dtype):
     """On tensors that only say they are on a GPU: what the layers would call there."""
-    dtypes = (torch.bfloat16, torch.float16)
-    monkeypatch.setattr(choices, "has_kernels", lambda x: x.is_cuda and x.dtype in dtypes)
+    monkeypatch.setattr(_cuda, "_HAS_CUDA", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     for layer in (lrc.nn.LowRankConv2d, lrc.nn.LowRankLinear):
         monkeypatch.setattr(layer, "reset_parameters", lambda self: None)
     with FakeTensorMode(), torch.no_grad():
         made = {"device": "cuda", "dtype": dtype}
         for kernel in ("auto", "fused", "composed"):
-            wanted = kernel == "fused" and dtype in dtypes
+            wanted = kernel == "fused" and dtype != torch.float64
             conv = lrc.nn.LowRankConv2d(64, 32, 3, rank=8, groups=2, kernel=kernel, **made)
             assert conv.runs_fused(torch.empty(2, 64, 8, 8, **made)) == wanted
             linear = lrc.nn.LowRankLinear(64, 32, rank=8, kernel=kernel, **made)

@@ -8,7 +8,8 @@
 // Both are products of a tile of pixels and a tile of columns, along their terms in chunks: one loop goes
 // through all chunks of all groups, then through those of the decoder, and copies chunks ahead of itself, so
 // that the decoder is on its way before z is complete. A pixel's terms, the taps of its window and their
-// channels, are gathered from the image: any stride, padding and dilation.
+// channels, are gathered from the image: any stride, padding and dilation. All of it counts in bytes, so that
+// float32 has half as many terms in a chunk.
 
 namespace lrc {
 namespace {
@@ -28,16 +29,16 @@ template <class S, class T>
 __device__ void add_products(const T* pixels, int pixel_stride, const T* columns, int existing,
                              Sums<S>& sums) {
     const int lane = threadIdx.x % kWarpSize;
-    const T* pixel = pixels + lane % 16 * pixel_stride + lane / 16 * 8;
-    const T* column = columns + (lane / 16 * 8 + lane % 8) * kTileStride + lane / 8 % 2 * 8;
-    for (int k = 0; k < kTileTerms; k += 16) {
+    const T* pixel = pixels + lane % 16 * pixel_stride + lane / 16 * kWideEntries<T>;
+    const T* column = columns + (lane / 16 * 8 + lane % 8) * kTileStride<T> + lane / 8 % 2 * kWideEntries<T>;
+    for (int k = 0; k < kTileTerms<T>; k += 2 * kWideEntries<T>) {
         Words4 a[S::kWarpPixels / 16];
         LRC_UNROLL
         for (int i = 0; i < S::kWarpPixels / 16; ++i) a[i] = load_matrices(pixel + i * 16 * pixel_stride + k);
         LRC_UNROLL
         for (int j = 0; j < S::kWarpColumns / 16; ++j) {
             if (j * 16 >= existing) continue;
-            const Words4 b = load_matrices(column + j * 16 * kTileStride + k);
+            const Words4 b = load_matrices(column + j * 16 * kTileStride<T> + k);
             LRC_UNROLL
             for (int i = 0; i < S::kWarpPixels / 16; ++i) {
                 multiply_add<T>(sums[i][2 * j], a[i], b.word[0], b.word[1]);
@@ -46,8 +47,6 @@ __device__ void add_products(const T* pixels, int pixel_stride, const T* columns
         }
     }
 }
-
-template <class T> __device__ T round_to(float x) { return {static_cast<std::uint16_t>(pack<T>(x, 0))}; }
 
 template <class S, class T>
 __device__ void store_hidden(const Problem<T>& problem, int group, int first_pixel, int first_column,
@@ -69,7 +68,7 @@ __device__ void store_hidden(const Problem<T>& problem, int group, int first_pix
     }
 }
 
-// Bias, activation and rounding of 8 neighbouring entries, in their place.
+// Bias, activation and rounding of the neighbouring entries that 16 bytes hold, in their place.
 template <class T>
 __device__ void finish(const Problem<T>& problem, float* sums, std::int64_t pixel, int column) {
     auto* words = reinterpret_cast<Words4*>(sums);
@@ -78,22 +77,22 @@ __device__ void finish(const Problem<T>& problem, float* sums, std::int64_t pixe
         return activate(problem.activation, sums[i] + (biased ? to_float(problem.bias[column + i]) : 0.0F));
     };
     LRC_KEEP_LOOP
-    for (int i = 0; i < 4; ++i) words->word[i] = pack<T>(value(2 * i), value(2 * i + 1));
+    for (int i = 0; i < 4; ++i) words->word[i] = pack_word<T>(i, value);
     T* to = problem.out + pixel * problem.filters + column;
     if (problem.wide_out) {
         *reinterpret_cast<Words4*>(to) = *words;
         return;
     }
     LRC_KEEP_LOOP
-    for (int i = 0; i < 8 && column + i < problem.filters; ++i)
-        to[i] = {static_cast<std::uint16_t>(words->word[i / 2] >> 16 * (i % 2))};
+    for (int i = 0; i < kWideEntries<T> && column + i < problem.filters; ++i)
+        to[i] = reinterpret_cast<T*>(words)[i];
 }
 
 // Through shared memory, 8 pixels at a time, so that whole lines are written.
 template <class S, class T>
 __device__ void store_out(const Problem<T>& problem, int first_pixel, int first_column, const Sums<S>& sums,
                           float* staged) {  // [8, kOutStride], of this warp
-    constexpr int kAcross = S::kWarpColumns / 8;
+    constexpr int kAcross = S::kWarpColumns / kWideEntries<T>;
     const int lane = threadIdx.x % kWarpSize;
     LRC_KEEP_LOOP
     for (int i = 0; i < S::kWarpPixels / 8; ++i) {
@@ -101,7 +100,7 @@ __device__ void store_out(const Problem<T>& problem, int first_pixel, int first_
         for (int known = 0; known < S::kWarpPixels / 8; ++known) {  // registers have no run-time index
             if (known != i) continue;
             LRC_UNROLL
-            for (int j = 0; j < kAcross; ++j) {
+            for (int j = 0; j < S::kWarpColumns / 8; ++j) {
                 float* to = staged + lane / 4 * S::kOutStride + j * 8 + lane % 4 * 2;
                 to[0] = sums[known / 2][j][known % 2 * 2];
                 to[1] = sums[known / 2][j][known % 2 * 2 + 1];
@@ -112,7 +111,7 @@ __device__ void store_out(const Problem<T>& problem, int first_pixel, int first_
         for (int at = lane; at < 8 * kAcross; at += kWarpSize) {
             const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * S::kPixels + first_pixel;
             const std::int64_t pixel = first + i * 8 + at / kAcross;
-            const int column = at % kAcross * 8;
+            const int column = at % kAcross * kWideEntries<T>;
             if (pixel >= problem.pixels || first_column + column >= problem.filters) continue;
             finish(problem, staged + at / kAcross * S::kOutStride + column, pixel, first_column + column);
         }
@@ -153,11 +152,11 @@ __global__ void __launch_bounds__(S::kThreads, 1) lowrank_conv2d_kernel(Problem<
         steps.advance(ahead);
         const bool decodes = step.part == problem.groups;
         const int column = step.tile * S::kColumns + first_column;
-        const T* pixels = decodes
-                              ? shared.hidden + first_pixel * problem.hidden_stride + step.chunk * kTileTerms
-                              : shared.pixels + (slot * S::kPixels + first_pixel) * kTileStride;
-        const T* columns = shared.columns + (slot * S::kColumns + first_column) * kTileStride;
-        add_products<S>(pixels, decodes ? problem.hidden_stride : kTileStride, columns,
+        const T* pixels =
+            decodes ? shared.hidden + first_pixel * problem.hidden_stride + step.chunk * kTileTerms<T>
+                    : shared.pixels + (slot * S::kPixels + first_pixel) * kTileStride<T>;
+        const T* columns = shared.columns + (slot * S::kColumns + first_column) * kTileStride<T>;
+        add_products<S>(pixels, decodes ? problem.hidden_stride : kTileStride<T>, columns,
                         steps.width(step.part) - column, sums);
         slot = (slot + 1) % kTileStages;
         if (!steps.ends_tile(step)) continue;
@@ -177,8 +176,8 @@ int to_int(std::int64_t size) {
     return static_cast<int>(size);
 }
 
-bool is_wide(const void* address, std::int64_t entries) {
-    return reinterpret_cast<std::uintptr_t>(address) % sizeof(Words4) == 0 && entries % 8 == 0;
+template <class T> bool is_wide(const T* address, std::int64_t entries) {
+    return reinterpret_cast<std::uintptr_t>(address) % sizeof(Words4) == 0 && entries % kWideEntries<T> == 0;
 }
 
 template <class T> Problem<T> make_problem(const LowrankConv2dArgs<T>& args) {
@@ -211,7 +210,7 @@ template <class T> Problem<T> make_problem(const LowrankConv2dArgs<T>& args) {
             .rank = to_int(args.rank),
             .terms = to_int(terms),
             .inner = to_int(inner),
-            .hidden_stride = to_int(hidden_stride(inner)),
+            .hidden_stride = to_int(hidden_bytes(inner, sizeof(T)) / sizeof(T)),
             .activation = args.activation,
             .wide_input = is_wide(args.input, inside),
             .wide_encoder = is_wide(args.encoder, terms),
@@ -245,6 +244,7 @@ void lowrank_conv2d(Cuda device, const LowrankConv2dArgs<T>& args, const Lowrank
     }
 }
 
+template void lowrank_conv2d(Cuda, const LowrankConv2dArgs<float>&, const LowrankTile&);
 template void lowrank_conv2d(Cuda, const LowrankConv2dArgs<Bfloat16>&, const LowrankTile&);
 template void lowrank_conv2d(Cuda, const LowrankConv2dArgs<Half>&, const LowrankTile&);
 

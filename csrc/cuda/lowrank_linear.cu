@@ -9,16 +9,17 @@
 // For few rows the time is that of reading the weights, each once: z = V x, and then y = U z, are two grids.
 // The second one starts while the first runs and has its weights on their way before it waits for z. The rows
 // of x are the 16 rows of a tensor core's product, 8 filters its columns. The order of the terms of a sum is
-// free, so that a thread takes 8 neighbouring ones, 16 bytes, for two products.
+// free, so that a thread takes neighbouring ones, 16 bytes, for two products.
 
 namespace lrc {
 namespace {
 
 constexpr int kWarps = 8;  // of a block: they share the terms of its sums
 constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kChunk = 32;   // terms of a warp at once: 8 of each of 4 lanes
 constexpr int kEntries = 4;  // of a product, in each lane
 constexpr int kFilters = kLinearFilters;
+// Terms of a warp at once: 16 bytes of each of 4 lanes.
+template <class T> constexpr int kChunk = 4 * kWideEntries<T>;
 
 // Filters of one matrix.
 template <class T> struct Weights {
@@ -27,17 +28,21 @@ template <class T> struct Weights {
     bool wide;  // 16 bytes at a time
 };
 
-// Eight neighbouring entries, zeros from the `existing`th on.
-template <class T> __device__ Words4 load_eight(const T* from, int existing, bool wide) {
+// 16 bytes of neighbouring entries, zeros from the `existing`th on.
+template <class T> __device__ Words4 load_wide(const T* from, int existing, bool wide) {
     if (existing <= 0) return {};
     if (wide) return *reinterpret_cast<const Words4*>(from);
+    constexpr int kRest = 32 - 8 * sizeof(T);
     Words4 result{};
     LRC_KEEP_LOOP
-    for (int i = 7; i >= 0; --i) {  // shifts entry i in, below those that follow it
+    for (int i = kWideEntries<T> - 1; i >= 0; --i) {  // shifts entry i in, below those that follow it
+        std::uint32_t below = i < existing ? bits_of(from[i]) << kRest : 0u;
         LRC_UNROLL
-        for (int word = 3; word > 0; --word)
-            result.word[word] = result.word[word] << 16 | result.word[word - 1] >> 16;
-        result.word[0] = result.word[0] << 16 | (i < existing ? from[i].bits : 0u);
+        for (auto& word : result.word) {
+            const std::uint64_t both = static_cast<std::uint64_t>(word) << 32 | below;
+            below = word;
+            word = static_cast<std::uint32_t>(both >> kRest);
+        }
     }
     return result;
 }
@@ -49,20 +54,20 @@ template <int kTiles> struct Share {
 
 template <int kTiles, class T> __device__ Share<kTiles> load_share(const Weights<T>& weights, int chunk) {
     const int lane = threadIdx.x % kWarpSize;
-    const int term = chunk * kChunk + lane % 4 * 8;
+    const int term = chunk * kChunk<T> + lane % 4 * kWideEntries<T>;
     Share<kTiles> share;
     LRC_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
         const int filter = tile * kFilters + lane / 4;
         const int existing = filter < weights.filters ? weights.terms - term : 0;
         const T* from = weights.first + static_cast<std::int64_t>(filter) * weights.terms + term;
-        share.tile[tile] = load_eight(from, existing, weights.wide);
+        share.tile[tile] = load_wide(from, existing, weights.wide);
     }
     return share;
 }
 
 // Adds every stride-th chunk of terms from `chunk` on, with kAhead chunks of weights on their way. `rows(row,
-// term)` gives 8 entries of a row of x, or of z once `wait()` has returned.
+// term)` gives 16 bytes of a row of x, or of z once `wait()` has returned.
 template <int kTiles, int kAhead, class T, class Wait, class Rows>
 __device__ void add_products(const Weights<T>& weights, int chunk, int stride, const Wait& wait,
                              const Rows& rows, float (&sums)[kTiles][kEntries]) {
@@ -72,12 +77,12 @@ __device__ void add_products(const Weights<T>& weights, int chunk, int stride, c
     for (int ahead = 0; ahead < kAhead; ++ahead)
         shares[ahead] = load_share<kTiles>(weights, chunk + ahead * stride);
     wait();
-    while (chunk * kChunk < weights.terms) {
+    while (chunk * kChunk<T> < weights.terms) {
         LRC_UNROLL
         for (int ahead = 0; ahead < kAhead; ++ahead, chunk += stride) {
             const Share<kTiles> share = shares[ahead];
             shares[ahead] = load_share<kTiles>(weights, chunk + kAhead * stride);
-            const int term = chunk * kChunk + lane % 4 * 8;
+            const int term = chunk * kChunk<T> + lane % 4 * kWideEntries<T>;
             const Words4 low = rows(lane / 4, term);
             const Words4 high = rows(lane / 4 + 8, term);
             LRC_UNROLL
@@ -153,7 +158,7 @@ template <class T> __global__ void __launch_bounds__(kThreads, 2)
         weights, split * kWarps + threadIdx.x / kWarpSize, linear.splits * kWarps, [] {},
         [&](int row, int term) {
             const int existing = row < linear.rows ? linear.inside - term : 0;
-            return load_eight(input + row * row_stride + term, existing, linear.wide_input);
+            return load_wide(input + row * row_stride + term, existing, linear.wide_input);
         },
         sums);
     for_each_sum<1>(sums, [&](int row, int column, float sum) {
@@ -163,19 +168,20 @@ template <class T> __global__ void __launch_bounds__(kThreads, 2)
     });
 }
 
-// z of one row, from `term` on, rounded to T.
+// z of one row, from `term` on, rounded to T: 16 bytes.
 template <class T> __device__ Words4 load_hidden(const Linear<T>& linear, int row, int term) {
     if (row >= linear.rows || term >= linear.inner) return {};
-    float z[8] = {};
+    float z[kWideEntries<T>] = {};
     for (int split = 0; split < linear.splits; ++split) {
         const std::int64_t at = static_cast<std::int64_t>(split) * linear.rows + row;
         const auto* from = reinterpret_cast<const Words4*>(linear.hidden + at * linear.hidden_stride + term);
         LRC_UNROLL
-        for (int i = 0; i < 8; ++i) z[i] += std::bit_cast<float>(from[i / 4].word[i % 4]);
+        for (int i = 0; i < kWideEntries<T>; ++i) z[i] += std::bit_cast<float>(from[i / 4].word[i % 4]);
     }
     LRC_UNROLL
-    for (int i = 1; i < 8; ++i) z[i] = term + i < linear.inner ? z[i] : 0;
-    return {{pack<T>(z[0], z[1]), pack<T>(z[2], z[3]), pack<T>(z[4], z[5]), pack<T>(z[6], z[7])}};
+    for (int i = 1; i < kWideEntries<T>; ++i) z[i] = term + i < linear.inner ? z[i] : 0;
+    const auto value = [&](int i) { return z[i]; };
+    return {{pack_word<T>(0, value), pack_word<T>(1, value), pack_word<T>(2, value), pack_word<T>(3, value)}};
 }
 
 template <class T> __global__ void __launch_bounds__(kThreads, 2)
@@ -191,8 +197,7 @@ template <class T> __global__ void __launch_bounds__(kThreads, 2)
         if (row >= linear.rows || first + column >= linear.filters) return;
         if (linear.bias != nullptr) sum += to_float(linear.bias[first + column]);
         const float y = activate(linear.activation, sum);
-        linear.out[static_cast<std::int64_t>(row) * linear.filters + first + column] = {
-            static_cast<std::uint16_t>(pack<T>(y, 0))};
+        linear.out[static_cast<std::int64_t>(row) * linear.filters + first + column] = round_to<T>(y);
     });
 }
 
@@ -202,8 +207,8 @@ int to_int(std::int64_t size) {
     return static_cast<int>(size);
 }
 
-bool is_wide(const void* address, std::int64_t entries) {
-    return reinterpret_cast<std::uintptr_t>(address) % sizeof(Words4) == 0 && entries % 8 == 0;
+template <class T> bool is_wide(const T* address, std::int64_t entries) {
+    return reinterpret_cast<std::uintptr_t>(address) % sizeof(Words4) == 0 && entries % kWideEntries<T> == 0;
 }
 
 template <class T> Linear<T> make_linear(const LowrankLinearArgs<T>& args) {
@@ -267,6 +272,7 @@ void lowrank_linear(Cuda device, const LowrankLinearArgs<T>& args, const Lowrank
                        kThreads, kSharedBytes<kDecoderTiles>, linear);
 }
 
+template void lowrank_linear(Cuda, const LowrankLinearArgs<float>&, const LowrankTile&);
 template void lowrank_linear(Cuda, const LowrankLinearArgs<Bfloat16>&, const LowrankTile&);
 template void lowrank_linear(Cuda, const LowrankLinearArgs<Half>&, const LowrankTile&);
 

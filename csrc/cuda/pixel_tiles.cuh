@@ -10,6 +10,10 @@
 
 namespace lrc::pixel_tiles {
 
+// Entries of a staged row: those that are terms, and the distance of the next row.
+template <class T> inline constexpr int kTileTerms = kTileBytes / sizeof(T);
+template <class T> inline constexpr int kTileStride = kTileStrideBytes / sizeof(T);
+
 template <class T> struct Problem {
     const T* input;
     const T* encoder;
@@ -40,7 +44,7 @@ template <int kRowWarps_, int kColumnWarps_, int kWarpColumns_> struct Shape {
     static constexpr int kThreads = kRowWarps_ * kColumnWarps * kWarpSize;
     static constexpr int kOutStride = kWarpColumns + 4;  // floats, aligned to 16 bytes
     static constexpr int kWarpOut = 8 * kOutStride;      // staged by a warp at once
-    static_assert(2 * kWarpOut * kThreads / kWarpSize <= kTileStages * kPixels * kTileStride,
+    static_assert(kWarpOut * sizeof(float) * kThreads / kWarpSize <= kTileStages * kPixels * kTileStrideBytes,
                   "the results of a tile take the place of staged pixels");
 };
 
@@ -64,8 +68,8 @@ template <class T> struct Shared {
 template <class S, class T> __device__ Shared<T> carve_shared() {
     Origin* origins = dynamic_shared<Origin>();
     T* pixels = reinterpret_cast<T*>(origins + S::kPixels);
-    T* columns = pixels + kTileStages * S::kPixels * kTileStride;
-    return {origins, pixels, columns, columns + kTileStages * S::kColumns * kTileStride};
+    T* columns = pixels + kTileStages * S::kPixels * kTileStride<T>;
+    return {origins, pixels, columns, columns + kTileStages * S::kColumns * kTileStride<T>};
 }
 
 // A chunk of the terms of a tile of columns. The part after the last group is the decoder.
@@ -79,7 +83,7 @@ template <class S, class T> struct Steps {
     // At least one: a sum of no terms is zero, and must be written.
     __device__ int chunks(int part) const {
         const int terms = part == problem.groups ? problem.inner : problem.terms;
-        return terms == 0 ? 1 : (terms + kTileTerms - 1) / kTileTerms;
+        return terms == 0 ? 1 : (terms + kTileTerms<T> - 1) / kTileTerms<T>;
     }
     __device__ int width(int part) const { return part == problem.groups ? problem.filters : problem.rank; }
     __device__ Step first() const { return {problem.rank == 0 ? problem.groups : 0, 0, 0}; }
@@ -116,7 +120,7 @@ template <class S, class T> __device__ void find_origins(const Problem<T>& probl
                   column * problem.column_stride - problem.column_padding};
 }
 
-// One entry, or 8 of them in flight; zeros where `from` may not be read.
+// One entry, or 16 bytes of them in flight; zeros where `from` may not be read.
 template <int kWidth, class T> __device__ void copy(T* to, const T* from, bool readable) {
     if constexpr (kWidth == 1) {
         *to = readable ? *from : T{};
@@ -128,9 +132,9 @@ template <int kWidth, class T> __device__ void copy(T* to, const T* from, bool r
 template <class S, int kWidth, class T>
 __device__ void stage_pixels(const Problem<T>& problem, const Origin* origins, const Step& step,
                              T* to) {  // [kPixels, kTileStride]
-    constexpr int kAcross = kTileTerms / kWidth;
+    constexpr int kAcross = kTileTerms<T> / kWidth;
     const int at = static_cast<int>(threadIdx.x) % kAcross * kWidth;
-    const int term = step.chunk * kTileTerms + at;
+    const int term = step.chunk * kTileTerms<T> + at;
     const bool any = term < problem.terms;
     const unsigned tap = any ? static_cast<unsigned>(term) / static_cast<unsigned>(problem.inside) : 0;
     const int channel = term - static_cast<int>(tap) * problem.inside + step.part * problem.inside;
@@ -144,7 +148,7 @@ __device__ void stage_pixels(const Problem<T>& problem, const Origin* origins, c
                               column >= 0 && column < problem.image_columns;
         const std::int64_t pixel = static_cast<std::int64_t>(row) * problem.image_columns + column;
         const T* from = problem.input + (readable ? origin.image + pixel * problem.channels + channel : 0);
-        copy<kWidth>(to + i * kTileStride + at, from, readable);
+        copy<kWidth>(to + i * kTileStride<T> + at, from, readable);
     }
 }
 
@@ -152,25 +156,25 @@ template <class S, int kWidth, class T>
 __device__ void stage_columns(const T* weight,  // [columns, terms], the tile's first column
                               int columns, int terms, int chunk,
                               T* to) {  // [kColumns, kTileStride]
-    constexpr int kAcross = kTileTerms / kWidth;
+    constexpr int kAcross = kTileTerms<T> / kWidth;
     const int at = static_cast<int>(threadIdx.x) % kAcross * kWidth;
-    const int term = chunk * kTileTerms + at;
+    const int term = chunk * kTileTerms<T> + at;
     for (int i = threadIdx.x / kAcross; i < S::kColumns; i += S::kThreads / kAcross) {
         const bool readable = i < columns && term < terms;
         const T* from = weight + (readable ? static_cast<std::int64_t>(i) * terms + term : 0);
-        copy<kWidth>(to + i * kTileStride + at, from, readable);
+        copy<kWidth>(to + i * kTileStride<T> + at, from, readable);
     }
 }
 
 // Begins to copy a chunk into one of the stages.
 template <class S, class T>
 __device__ void stage(const Problem<T>& problem, const Shared<T>& shared, const Step& step, int slot) {
-    T* pixels = shared.pixels + slot * S::kPixels * kTileStride;
-    T* columns = shared.columns + slot * S::kColumns * kTileStride;
+    T* pixels = shared.pixels + slot * S::kPixels * kTileStride<T>;
+    T* columns = shared.columns + slot * S::kColumns * kTileStride<T>;
     const int column = step.tile * S::kColumns;
     const auto choose = [&](bool wide, const T* weight, int rows, int terms) {
         if (wide) {
-            stage_columns<S, 8>(weight, rows, terms, step.chunk, columns);
+            stage_columns<S, kWideEntries<T>>(weight, rows, terms, step.chunk, columns);
         } else {
             stage_columns<S, 1>(weight, rows, terms, step.chunk, columns);
         }
@@ -182,7 +186,7 @@ __device__ void stage(const Problem<T>& problem, const Shared<T>& shared, const 
     const std::int64_t row = static_cast<std::int64_t>(step.part) * problem.rank + column;
     choose(problem.wide_encoder, problem.encoder + row * problem.terms, problem.rank - column, problem.terms);
     if (problem.wide_input) {
-        stage_pixels<S, 8>(problem, shared.origins, step, pixels);
+        stage_pixels<S, kWideEntries<T>>(problem, shared.origins, step, pixels);
     } else {
         stage_pixels<S, 1>(problem, shared.origins, step, pixels);
     }

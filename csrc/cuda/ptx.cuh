@@ -15,6 +15,7 @@ namespace lrc {
 struct __attribute__((may_alias, aligned(16))) Words4 {
     std::uint32_t word[4];
 };
+template <class T> inline constexpr int kWideEntries = sizeof(Words4) / sizeof(T);
 
 #ifdef __CUDACC__
 __device__ inline float to_float(Half x) {
@@ -62,6 +63,17 @@ __device__ inline void multiply_add(float (&sums)[4], const Words4& a, std::uint
             : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
             : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
     }
+}
+
+// sums [16, 8] += a [16, 8] b [8, 8] by the warp, in TF32: of each entry, a float, the upper 19 bits are
+// read. In lane i, with g = i / 4 and t = i % 4: sums as above; a holds (g, t), (g + 8, t), (g, t + 4), (g +
+// 8, t + 4); b0 and b1 are (t, g) and (t + 4, g).
+__device__ inline void multiply_add_tf32(float (&sums)[4], const Words4& a, std::uint32_t b0,
+                                         std::uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
 }
 
 // Begins to copy 16 aligned bytes to shared memory, zeros where `from` may not be read.
@@ -119,6 +131,63 @@ template <class T> void multiply_add(float (&sums)[4], const Words4& a, std::uin
     const std::uint32_t fragments[6] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};
     emulation::multiply_add(sums, fragments, [](std::uint16_t bits) { return to_float(T{bits}); });
 }
+
+inline void multiply_add_tf32(float (&sums)[4], const Words4& a, std::uint32_t b0, std::uint32_t b1) {
+    emulation::multiply_add_tf32(sums, {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1});
+}
 #endif
+
+__device__ inline std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
+template <class T> __device__ std::uint32_t bits_of(T x) { return x.bits; }
+
+template <class T> __device__ T round_to(float x) {
+    if constexpr (std::is_same_v<T, float>) {
+        return x;
+    } else {
+        return {static_cast<std::uint16_t>(pack<T>(x, 0))};
+    }
+}
+
+// One of the words of 16 bytes, of which `value(i)` is entry i.
+template <class T, class F> __device__ std::uint32_t pack_word(int word, const F& value) {
+    if constexpr (std::is_same_v<T, float>) {
+        return bits_of(value(word));
+    } else {
+        return pack<T>(value(2 * word), value(2 * word + 1));
+    }
+}
+
+// A float as the sum of two TF32 numbers, the first to nearest. The second is not rounded, which could make
+// a number of what is none: the tensor cores' own truncation loses at most 2^-23 of x. Infinity, and what
+// rounds to it, becomes not a number.
+struct Tf32Pieces {
+    std::uint32_t large, small;
+};
+__device__ inline Tf32Pieces split_to_tf32(std::uint32_t x) {
+    constexpr std::uint32_t kDropped = 13;  // bits of 23
+    const std::uint32_t large = (x + (1u << (kDropped - 1))) >> kDropped << kDropped;
+    return {large, bits_of(std::bit_cast<float>(x) - std::bit_cast<float>(large))};
+}
+
+// In float32, of 8 terms: the three larger of the four products of pieces, small ones first. At most 2^-21 of
+// a term is lost. Tensor cores round toward zero, which adds up along a sum: this one leaves them each time.
+template <>
+__device__ inline void multiply_add<float>(float (&sums)[4], const Words4& a, std::uint32_t b0,
+                                           std::uint32_t b1) {
+    Words4 large, small;
+    LRC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const Tf32Pieces pieces = split_to_tf32(a.word[i]);
+        large.word[i] = pieces.large;
+        small.word[i] = pieces.small;
+    }
+    const Tf32Pieces first = split_to_tf32(b0), second = split_to_tf32(b1);
+    float products[4] = {};
+    multiply_add_tf32(products, small, first.large, second.large);
+    multiply_add_tf32(products, large, first.small, second.small);
+    multiply_add_tf32(products, large, first.large, second.large);
+    LRC_UNROLL
+    for (int i = 0; i < 4; ++i) sums[i] += products[i];
+}
 
 }  // namespace lrc

@@ -55,8 +55,8 @@ template <class T> struct LowrankConv2dArgs {
 // For T = float and Bfloat16. Brings the factors into its own layout, in each call or where `packed` has none
 // made of equal ones.
 template <class T> void lowrank_conv2d(Cpu device, const LowrankConv2dArgs<T>& args);
-// For T = Bfloat16 and Half, channels_last, encoder_last and z rounded to T. `tile` is what choose_tile gives
-// for these sizes and the device.
+// For T = float, Bfloat16 and Half, channels_last, encoder_last and z rounded to T. `tile` is what
+// choose_tile gives for these sizes and the device.
 template <class T>
 void lowrank_conv2d(Cuda device, const LowrankConv2dArgs<T>& args, const LowrankTile& tile);
 

@@ -64,9 +64,10 @@ constexpr std::int64_t linear_hidden_size(std::int64_t rows, std::int64_t groups
                : linear_splits(groups, rank, inside) * rows * linear_hidden_stride(groups * rank);
 }
 
-// For T = Bfloat16 and Half, z rounded to T, and `hidden` [linear_splits(), rows, linear_hidden_stride()] for
-// up to kMaxCudaRows rows, aligned to 16 bytes. More rows need no `hidden`, but the tile that choose_tile
-// gives for as many pixels. The terms of a sum are added in the same order in every call of these sizes.
+// For T = float, Bfloat16 and Half, z rounded to T, and `hidden` [linear_splits(), rows,
+// linear_hidden_stride()] for up to kMaxCudaRows rows, aligned to 16 bytes. More rows need no `hidden`, but
+// the tile that choose_tile gives for as many pixels. The terms of a sum are added in the same order in every
+// call of these sizes.
 template <class T>
 void lowrank_linear(Cuda device, const LowrankLinearArgs<T>& args, const LowrankTile& tile);
 

@@ -1,25 +1,19 @@
-"""Where the CUDA kernels of the factored layers run, and with which tile."""
-
-from collections.abc import Container
+"""Where the CUDA kernels for floats of 16 and 32 bits run, and with which tile those of factored layers."""
 
 import torch
 from torch import Tensor
 
 from lrcompress import _C
 
-_DTYPES = (torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HAS_CUDA = _C.build_info()["cuda"]
-_CAPABILITY = (8, 0)  # the least: bfloat16 on tensor cores, copies past the registers
+_CAPABILITY = (8, 0)  # the least: bfloat16 and TF32 on tensor cores, copies past the registers
 _PLAIN_SHARED_BYTES = 48 << 10  # what every block has, where torch does not tell
 
 
-def has_kernels(tensor: Tensor, dtypes: Container[torch.dtype] = _DTYPES) -> bool:
-    """Say whether there is code for the device and the dtype of a CUDA tensor.
-
-    Factored layers have none for float32: the library's products keep to ``torch.backends``, which says
-    whether TF32 may be used.
-    """
-    known = _HAS_CUDA and tensor.is_cuda and tensor.dtype in dtypes
+def has_kernels(tensor: Tensor) -> bool:
+    """Say whether there is code for the device and the dtype of a CUDA tensor."""
+    known = _HAS_CUDA and tensor.is_cuda and tensor.dtype in _DTYPES
     return known and torch.cuda.get_device_capability(tensor.device) >= _CAPABILITY
 
 
@@ -34,5 +28,6 @@ def lowrank_tile(
         return None
     device = torch.cuda.get_device_properties(tensor.device)
     limit = getattr(device, "shared_memory_per_block_optin", _PLAIN_SHARED_BYTES)
-    tile = _C.lowrank_tile(pixels, groups, rank, limit, device.multi_processor_count)
+    sizes = pixels, groups, rank, tensor.element_size()
+    tile = _C.lowrank_tile(*sizes, limit, device.multi_processor_count)
     return tile if tile[0] > 0 else None

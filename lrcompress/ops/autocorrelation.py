@@ -16,7 +16,6 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 # A call takes so many images at a time that their copies stay below the size of its input, or below this.
 _COPY_BYTES = 1 << 20
 _RUN = 1 << 12  # products that the composition adds up in float32
-_CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CUDA_TILE = 64  # channels of either side of a block of the CUDA kernel
 _CUDA_WAVES = 4  # blocks for each multiprocessor
 
@@ -68,7 +67,7 @@ def autocorrelation(
         return total
     apart = math.prod(kernel) > 1 and all(axis.stride >= axis.span for axis in axes)
     padded = any(any(pad) for pad in pads)
-    on_cuda = has_kernels(x, _CUDA_DTYPES)  # which packs nothing
+    on_cuda = has_kernels(x)  # which packs nothing
     copied = apart or padded or not (on_cuda or x.dtype in (torch.float32, torch.float64))
     whole = on_cuda and not copied
     for part in [images] if whole else _parts(images, groups, 0 if dims else 2, copied):
@@ -90,7 +89,7 @@ def _add(
     if apart:
         x = _patches(x, axes)
         axes = _samples(x.shape[5])
-    if has_kernels(x, _CUDA_DTYPES):
+    if has_kernels(x):
         _multiply_on_cuda(x, axes, into.products)
         _add_sums(x, axes, into.sums)
         return

@@ -43,13 +43,14 @@ def lowrank_conv2d(
 
     ``activation`` is none, relu, gelu (the exact one) or silu. On the CPU in float32 and bfloat16 this is one
     kernel that sums in float32: the same image gives the same bits in any batch and for any number of
-    threads. What an infinite input reaches may be not a number there. Where the processor has AMX, bfloat16
-    takes its tiles and rounds ``conv2d(input, V)``, as two calls do. On CUDA channels_last images in bfloat16
-    and float16 run as one kernel, which rounds it, too, if that fits the shared memory of a block. Elsewhere
-    it is two convolutions of torch. Inputs that are neither contiguous nor channels_last are copied.
-    ``packed`` keeps what the CPU's kernel makes of the factors for the next call with equal ones; whether
-    they are equal is looked up in each call. Differentiable, but the backward pass computes
-    ``conv2d(input, V)`` again.
+    threads. Where the processor has AMX, bfloat16 takes its tiles and rounds ``conv2d(input, V)``, as two
+    calls do. On CUDA channels_last images in float32, bfloat16 and float16 run as one kernel, which rounds
+    that to the dtype, too, if it fits the shared memory of a block. In float32 it keeps float32's accuracy
+    even where ``torch.backends`` lets the library's calls use TF32. What an infinite input reaches may be not
+    a number on either device. Elsewhere it is two convolutions of torch. Inputs that are neither contiguous
+    nor channels_last are copied. ``packed`` keeps what the CPU's kernel makes of the factors for the next
+    call with equal ones; whether they are equal is looked up in each call. Differentiable, but the backward
+    pass computes ``conv2d(input, V)`` again.
 
     Raises:
         ValueError: A dtype, shape or device is not as annotated, or the kernel does not fit the image.

@@ -41,9 +41,11 @@ def lowrank_linear(
 
     ``activation`` is none, relu, gelu (the exact one) or silu. Few rows on the CPU, in float32 and bfloat16,
     run as one kernel that sums in float32, as do many rows in bfloat16 where the processor has AMX; elsewhere
-    these are two products of torch. On CUDA kernels take
-    bfloat16 and float16, for at most 16 rows, or for at least 64 of an inner size of at most 256; they round
-    ``V x`` to the dtype, as two calls do. Differentiable, but the backward pass computes ``V x`` again.
+    these are two products of torch. On CUDA kernels take float32, bfloat16 and float16, for at most 16 rows,
+    or for at least 64 of an inner size of at most 256; they round ``V x`` to the dtype, as two calls do. In
+    float32 they keep float32's accuracy even where ``torch.backends`` lets the library's calls use TF32, but
+    what an infinite input reaches may be not a number. Differentiable, but the backward pass computes ``V x``
+    again.
 
     Raises:
         ValueError: A dtype, shape or device is not as annotated.

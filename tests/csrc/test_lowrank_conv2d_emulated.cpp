@@ -1,5 +1,6 @@
 // The CUDA twin, emulated on the CPU: the same bits as exact sums of small integers, and within the derived
-// bound for normal numbers. An argument leaves out all but the cases that need every barrier.
+// bound and the tolerance law for normal numbers. An argument leaves out all but the cases that need every
+// barrier.
 #include <stdexcept>
 
 #include "emulation/cuda_runtime.h"
@@ -58,6 +59,7 @@ template <class T> void compare(const lrc::LowrankConv2dArgs<T>& args, bool exac
     const std::int64_t inner = args.groups * args.rank;
     const std::int64_t terms = inner + args.channels / args.groups * args.rows.kernel * args.columns.kernel;
     std::int64_t wrong = 0;
+    lowrank::Law law;
     std::vector<Sum> z(inner);
     const T* found = args.out;
     for (std::int64_t pixel = 0; pixel < args.batch * args.rows.out * args.columns.out; ++pixel) {
@@ -65,12 +67,14 @@ template <class T> void compare(const lrc::LowrankConv2dArgs<T>& args, bool exac
         for (std::int64_t q = 0; q < inner; ++q)
             z[q] = encoded(args, row / args.rows.out, q, row % args.rows.out, pixel % args.columns.out);
         wrong += lowrank::wrong_outputs<T>(args, z, found, exact, terms);
+        if (!exact) law.add(args, z, found);
         found += args.filters;
     }
     check::expect(wrong == 0, "%s: %lld groups of rank %lld, %lld filters, %lld x %lld pixels: %lld wrong",
                   order, static_cast<long long>(args.groups), static_cast<long long>(args.rank),
                   static_cast<long long>(args.filters), static_cast<long long>(args.rows.in),
                   static_cast<long long>(args.columns.in), static_cast<long long>(wrong));
+    law.expect<T>(order);
 }
 
 template <class T> void test(const Case& one) {
@@ -82,7 +86,8 @@ template <class T> void test(const Case& one) {
         numbers<T>(inner * one.inside * one.rows.kernel * one.columns.kernel, one.range, 2, one.shift);
     auto decoder = numbers<T>(one.filters * inner, one.range, 3, one.shift);
     auto bias = numbers<T>(one.filters, one.range, 4, one.shift);
-    const auto tile = lrc::choose_tile(pixels, one.groups, one.rank, kSharedLimit, one.multiprocessors);
+    const auto tile =
+        lrc::choose_tile(pixels, one.groups, one.rank, sizeof(T), kSharedLimit, one.multiprocessors);
     using emulation::Landing;
     using emulation::Order;
     const char* names[] = {"forward", "reverse", "random"};
@@ -141,19 +146,24 @@ template <class T> void test_shapes() {
                  false});
     test<T>({1, 2, 8, 8, 16, axis(3, 3, 1, 1, 1), axis(5, 3, 1, 1, 1), 1000, Activation::kNone, true, 2, 3});
     test<T>({1, 2, 16, 8, 24, axis(5, 3, 1, 1, 1), axis(7, 3, 1, 1, 1), 1000, Activation::kGelu, true, 0});
+    test<T>({1, 1, 130, 40, 24, axis(3, 3, 1, 1, 1), axis(5, 3, 1, 1, 1), 1000, Activation::kNone, true, 0});
 }
 
 void test_choice() {
-    const auto pixels = [](std::int64_t count, std::int64_t groups, std::int64_t rank) {
-        return lrc::choose_tile(count, groups, rank, kSharedLimit, 108).pixels;
+    const auto pixels = [](std::int64_t count, std::int64_t groups, std::int64_t rank,
+                           std::int64_t entry_bytes = 2) {
+        return lrc::choose_tile(count, groups, rank, entry_bytes, kSharedLimit, 108).pixels;
     };
     check::expect(pixels(1 << 20, 4, 64) == 128, "many pixels");
     check::expect(pixels(64 * 108, 4, 64) == 64, "one tile for each multiprocessor");
     check::expect(pixels(1 << 20, 1, 1024) == 64, "a z that 128 pixels have no room for");
     check::expect(pixels(1 << 20, 8, 136) == 0, "a z that has no room");
+    check::expect(pixels(1 << 20, 1, 256) == 128, "256 codes of 16 bits");
+    check::expect(pixels(1 << 20, 1, 256, 4) == 64, "the same in float32");
+    check::expect(pixels(1 << 20, 1, 1024, 4) == 0, "a z of float32 that has no room");
     bool refused = false;
     try {
-        const auto tile = lrc::choose_tile(1, 8, 136, kSharedLimit, 108);
+        const auto tile = lrc::choose_tile(1, 8, 136, 2, kSharedLimit, 108);
         lrc::LowrankConv2dArgs<lrc::Half> args{};
         args.batch = args.groups = args.filters = args.rows.out = args.columns.out = 1;
         args.channels_last = true;
@@ -167,9 +177,11 @@ void test_choice() {
 }  // namespace
 
 int main(int argc, char**) {
+    test_barriers<float>();
     test_barriers<lrc::Bfloat16>();
     if (argc > 1) return check::failures > 0;
     test_barriers<lrc::Half>();
+    test_shapes<float>();
     test_shapes<lrc::Bfloat16>();
     test_shapes<lrc::Half>();
     test_choice();

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -52,6 +53,28 @@ void multiply_add(float (&sums)[4], const std::uint32_t (&fragments)[6], const C
             const auto& b = all(column * 4 + k % 8 / 2);
             sums[entry] +=
                 to_float(half_of(a[row / 8 + 2 * (k / 8)], k)) * to_float(half_of(b[4 + k / 8], k));
+        }
+    }
+}
+
+// The terms are added four at a time, each sum cut off toward zero: a model of tensor cores, whose own widths
+// differ.
+inline void multiply_add_tf32(float (&sums)[4], const std::array<std::uint32_t, 6>& fragments) {
+    Block& block = Block::instance();
+    const unsigned lane = block.lane();
+    const auto all = block.exchange(fragments);
+    const auto entry_of = [](std::uint32_t word) { return std::bit_cast<float>(word >> 13 << 13); };
+    for (unsigned entry = 0; entry < 4; ++entry) {
+        const unsigned row = lane / 4 + 8 * (entry / 2);
+        const unsigned column = 2 * (lane % 4) + entry % 2;
+        for (unsigned half = 0; half < 2; ++half) {
+            double sum = sums[entry];
+            for (unsigned k = 0; k < 4; ++k) {
+                const double a = entry_of(all(row % 8 * 4 + k)[row / 8 + 2 * half]);
+                sum += a * entry_of(all(column * 4 + k)[4 + half]);
+            }
+            const auto nearest = static_cast<float>(sum);
+            sums[entry] = std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.0F) : nearest;
         }
     }
 }
