@@ -60,6 +60,7 @@ bench: build  ## all benchmarks, results into bench/results/
 	$(BIN)/python bench/group_lasso.py --threads 1 --json bench/results/group_lasso.json
 	$(BIN)/python bench/group_lasso_methods.py --threads 1 --json bench/results/group_lasso_methods.json
 	$(BIN)/python bench/lowrank_conv2d.py --json bench/results/lowrank_conv2d.json
+	$(BIN)/python bench/lowrank_conv2d_encoders.py --threads 1 --json bench/results/lowrank_conv2d_encoders.json
 	$(BIN)/python bench/lowrank_linear.py --json bench/results/lowrank_linear.json
 	$(BIN)/python bench/lowrank.py --compile --large --json bench/results/lowrank.json
 	$(BIN)/python bench/autocorrelation.py --json bench/results/autocorrelation.json

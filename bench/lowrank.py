@@ -81,9 +81,10 @@ LAYERS = {
         Shape(4096, 256, 256, 64),
         *(Shape(n, 16, 16, 4, 2, 32) for n in (1, 64)),
         Shape(64, 32, 32, 3, 16, 16),
-        *(Shape(8, 64, 64, rank, groups, 56) for groups, rank in ((1, 32), (4, 8))),
-        Shape(8, 128, 128, 16, 4, 28),
-        Shape(8, 256, 256, 32, 4, 14),
+        *(Shape(8, 64, 64, rank, groups, 56) for groups, rank in ((1, 32), (2, 16), (4, 8))),
+        *(Shape(8, 128, 128, rank, groups, 28) for groups, rank in ((1, 32), (4, 16))),
+        *(Shape(8, 256, 256, rank, groups, 14) for groups, rank in ((1, 64), (4, 32))),
+        *(Shape(8, 512, 512, rank, groups, 7) for groups, rank in ((1, 64), (8, 16))),
     ],
 }
 

@@ -1,6 +1,6 @@
 """The two encoders of the convolution on the CPU, direct sums and Winograd's algorithm, and which is chosen.
 
-python bench/lowrank_conv2d_encoders.py [--threads 1] [--repeats 20] [--json bench/results/lowrank_conv2d_encoders.json]
+python bench/lowrank_conv2d_encoders.py [--threads 1] [--repeats 20] [--json bench/results/x.json]
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def methods(
     def call(algorithm: int, packed: _C.PackedFactors, out: Tensor) -> Tensor:
         geometry = (1, 1), (1, 1), (1, 1), groups
         threads = torch.get_num_threads()
-        _C.lowrank_conv2d(
-            x, V, U, None, out, *geometry, 0, last, False, threads, packed, algorithm=algorithm
-        )
+        _C.lowrank_conv2d(x, V, U, None, out, *geometry, 0, last, False, threads, packed, algorithm=algorithm)
         return out
 
     return {

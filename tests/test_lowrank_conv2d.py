@@ -126,7 +126,9 @@ def test_activations_of_special_numbers_are_torchs():
             torch.testing.assert_close(found, torchs(input.to(dtype)), equal_nan=True)
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 3, 2, 2, 9, 7), (1, 40, 3, 1, 48, 9, 7)], ids=["direct", "winograd"])
+@pytest.mark.parametrize(
+    "sizes", [(1, 4, 3, 2, 2, 9, 7), (1, 40, 3, 1, 48, 9, 7)], ids=["direct", "winograd"]
+)
 @pytest.mark.parametrize("row", range(4))
 def test_special_numbers_stay_where_two_convolutions_put_them(sizes, row):
     input, U, V, bias = make(sizes, (3, 3))
@@ -341,7 +343,32 @@ def test_a_layer_uses_it_where_it_should():
         ):
             given = {"kernel_size": 3, "rank": 1, "groups": 2, **other}
             assert not lrc.nn.LowRankConv2d(8, 6, **given).runs_fused(x), other
-        assert not lrc.nn.LowRankConv2d(33, 6, 3, rank=2).runs_fused(torch.randn(1, 33, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"channels": 32, "rank": 2, "stride": 2}, True),
+        ({"channels": 33, "rank": 2}, False),  # too large for direct sums, too low a rank for Winograd's
+        ({"channels": 33, "rank": 8}, True),
+        ({"channels": 33, "rank": 8, "stride": (1, 2)}, False),
+        ({"channels": 33, "rank": 8, "dilation": 2}, False),
+        ({"channels": 33, "rank": 8, "kernel_size": (3, 2)}, False),
+        ({"channels": 256, "rank": 8}, True),
+        ({"channels": 257, "rank": 8}, False),
+        ({"channels": 514, "rank": 8, "groups": 2}, False),
+        ({"channels": 64, "rank": 64, "filters": 1024}, True),
+        ({"channels": 64, "rank": 64, "filters": 1025}, False),
+        ({"channels": 32, "rank": 16, "filters": 1025, "stride": 2}, False),
+    ],
+    ids=str,
+)
+def test_a_layer_chooses_it_by_sizes(given, wanted):
+    sizes = {"filters": 128, "kernel_size": 3, **given}
+    channels, filters = sizes.pop("channels"), sizes.pop("filters")
+    layer = lrc.nn.LowRankConv2d(channels, filters, **sizes)
+    with torch.no_grad():
+        assert layer.runs_fused(torch.randn(1, channels, 8, 8)) == wanted
 
 
 def test_a_compiled_layer_contains_it_and_an_exported_one_does_not():

@@ -160,12 +160,12 @@ class _LowRankConv(nn.Module):
 
 
 # Where the fused op is ahead of two library calls in bench/lowrank_conv2d.py and bench/lowrank.py, in either
-# memory format: with 64 channels a group it is about 1.0 to 1.5 times as fast, by the size of the image.
-_FUSED_GROUP_CHANNELS = 32  # at most
-_FUSED_DECODER_SIZE = 1 << 14  # entries of U, at most: 64 x 192 is the largest measured as ahead
-_FUSED_KERNEL_AREAS = range(
-    2, 10
-)  # 1 x 1 is a matrix product, the library's own; above 3 x 3 none is measured
+# memory format: at most so many input channels a group and entries of U, more of both for 3 x 3 kernels that
+# Winograd's algorithm takes. 1 x 1 is a matrix product, the library's own; above 3 x 3 none is measured.
+_WINOGRAD_LIMITS = 256, 1 << 16
+_WINOGRAD_RANK = 8  # at least, of large groups
+_DIRECT_LIMITS = 32, 1 << 14
+_DIRECT_KERNEL_AREAS = range(2, 10)
 
 
 class LowRankConv1d(_LowRankConv):
@@ -192,11 +192,7 @@ class LowRankConv2d(_LowRankConv):
         super().__init__(*args, **kwargs)
         even = all(before == after for before, after in self.encoder.padding)
         self._fusable = self.scheme == 0 and self.conv_groups == 1 and self.padding_mode == "zeros" and even
-        self._fused_pays = (
-            self.in_channels // self.groups <= _FUSED_GROUP_CHANNELS
-            and self.U.numel() <= _FUSED_DECODER_SIZE
-            and math.prod(self.kernel_size) in _FUSED_KERNEL_AREAS
-        )
+        self._fused_pays = self._kernel_pays()
         self._before = tuple(before for before, _ in self.encoder.padding)
         self._packed = ops.PackedFactors()
 
@@ -214,6 +210,19 @@ class LowRankConv2d(_LowRankConv):
     def runs_fused(self, input: Tensor) -> bool:
         """Say whether ``ops.lowrank_conv2d`` runs this call: as ``kernel`` says, where the op can."""
         return self._runs_fused(input, self.U, self.V, self.bias)
+
+    def _kernel_pays(self) -> bool:
+        """Say whether "auto" takes the fused op on the CPU."""
+        inside = self.in_channels // self.groups
+
+        def within(limits: tuple[int, int]) -> bool:
+            return inside <= limits[0] and self.U.numel() <= limits[1]
+
+        if within(_DIRECT_LIMITS):
+            return math.prod(self.kernel_size) in _DIRECT_KERNEL_AREAS
+        steps = *self.encoder.stride, *self.encoder.dilation
+        fits = self.kernel_size == (3, 3) and steps == (1, 1, 1, 1)
+        return fits and within(_WINOGRAD_LIMITS) and self.rank >= _WINOGRAD_RANK
 
     def _runs_fused(self, input: Tensor, *factors: Tensor | None) -> bool:
         wanted = self._fused_pays if self.kernel == "auto" else self.kernel == "fused"
