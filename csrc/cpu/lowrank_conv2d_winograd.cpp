@@ -33,11 +33,10 @@ struct Place {
 };
 
 // The factors of the products of one square, of whose input at(row, column) is the first channel.
-template <class At>
-LRC_INLINE void make_vectors(const WinogradLayout& layout, const At& at, float* to) {
-    for (std::int64_t v = 0; v < layout.vectors; ++v, to += kBlock * kWide) {
+template <class At> LRC_INLINE void make_vectors(const WinogradLayout& layout, const At& at, float* to) {
+    for (std::int64_t v = 0; v < layout.vectors; ++v, to += kParts * kBlock * kWide) {
         const std::int64_t channel = std::min(v * kWide, layout.inside - kWide);
-        transform_input([&](int i, int j) { return load_wide(at(i, j) + channel); }, layout.part_in, to);
+        transform_input<kBlock * kWide>([&](int i, int j) { return load_wide(at(i, j) + channel); }, to);
     }
 }
 
@@ -51,8 +50,9 @@ LRC_INLINE void make_input(const WinogradLayout& layout, const Pixels<P>& pixels
     };
     if (row >= pixels.begin && row + kSquareIn <= pixels.end && column >= 0 &&
         column + kSquareIn <= pixels.columns) {
-        const P* first = find(0, 0);
-        make_vectors(layout, [=](int i, int j) { return first + i * down + j * right; }, to);
+        const P* lines[kSquareIn] = {find(0, 0), find(1, 0), find(2, 0), find(3, 0)};
+        const std::int64_t columns[kSquareIn] = {0, right, 2 * right, 3 * right};
+        make_vectors(layout, [&](int i, int j) { return lines[i] + columns[j]; }, to);
         return;
     }
     const P* table[kSquareIn][kSquareIn];
@@ -70,7 +70,7 @@ LRC_INLINE void make_input(const WinogradLayout& layout, const Pixels<P>& pixels
 template <int kWidth, int kVectors, int kCount>
 LRC_INLINE void multiply(const WinogradLayout& layout, const float* inputs, const float* kernel, float* to) {
     Floats<kWidth> sums[kCount][kVectors] = {};
-    for (std::int64_t v = 0; v < layout.vectors; ++v, inputs += kBlock * kWide) {
+    for (std::int64_t v = 0; v < layout.vectors; ++v, inputs += kParts * kBlock * kWide) {
         const std::int64_t known = std::max<std::int64_t>((v + 1) * kWide - layout.inside, 0);
         for (std::int64_t k = known; k < kWide; ++k, kernel += layout.rank_stride) {
             Floats<kWidth> factors[kVectors];
@@ -86,7 +86,7 @@ LRC_INLINE void multiply(const WinogradLayout& layout, const float* inputs, cons
     LRC_UNROLL
     for (int t = 0; t < kCount; ++t) {
         LRC_UNROLL
-        for (int r = 0; r < kVectors; ++r) store_wide(to + t * layout.rank_stride + r * kWidth, sums[t][r]);
+        for (int r = 0; r < kVectors; ++r) store_wide(to + (r * kParts * kBlock + t) * kWidth, sums[t][r]);
     }
 }
 
@@ -98,11 +98,9 @@ LRC_INLINE void multiply_block(const WinogradLayout& layout, const float* inputs
     constexpr int kMost = kSums / kVectors;
     std::int64_t square = 0;
     for (; square + kMost / 2 < count; square += kMost)
-        multiply<kWidth, kVectors, kMost>(layout, inputs + square * kWide, kernel,
-                                          to + square * layout.rank_stride);
+        multiply<kWidth, kVectors, kMost>(layout, inputs + square * kWide, kernel, to + square * kWidth);
     if (square < count)
-        multiply<kWidth, kVectors, kMost / 2>(layout, inputs + square * kWide, kernel,
-                                              to + square * layout.rank_stride);
+        multiply<kWidth, kVectors, kMost / 2>(layout, inputs + square * kWide, kernel, to + square * kWidth);
 }
 
 // All products of a block.
@@ -113,7 +111,7 @@ LRC_INLINE void multiply_parts(const WinogradLayout& layout, const float* inputs
     for (std::int64_t part = 0; part < kParts; ++part) {
         for (std::int64_t v = 0; v < vectors;) {
             const float* mine = kernel + v * kWidth;
-            float* out = to + v * kWidth;
+            float* out = to + v * kParts * kBlock * kWidth;
             if (vectors - v == 3) {
                 multiply_block<kWidth, 3>(layout, inputs, mine, count, out);
                 v += 3;
@@ -125,9 +123,9 @@ LRC_INLINE void multiply_parts(const WinogradLayout& layout, const float* inputs
                 v += 1;
             }
         }
-        inputs += layout.part_in;
+        inputs += kBlock * kWide;
         kernel += layout.inside * layout.rank_stride;
-        to += layout.part_out;
+        to += kBlock * kWidth;
     }
 }
 
@@ -148,11 +146,11 @@ LRC_INLINE void make_output(const WinogradLayout& layout, const float* products,
     float* to = z + (place.row * columns + place.column) * layout.z_stride;
     const bool whole = place.row + 1 < rows && place.column + 1 < columns;
     for (std::int64_t r = 0; r < layout.rank_stride; r += kWidth) {
-        transform_output<kWidth>(products + r, layout.part_out,
-                                 [&](std::int64_t i, std::int64_t j, Floats<kWidth> x) {
-                                     if (whole || (place.row + i < rows && place.column + j < columns))
-                                         store_wide(to + (i * columns + j) * layout.z_stride + r, x);
-                                 });
+        transform_output<kWidth, kBlock * kWidth>(
+            products + r * kParts * kBlock, [&](std::int64_t i, std::int64_t j, Floats<kWidth> x) {
+                if (whole || (place.row + i < rows && place.column + j < columns))
+                    store_wide(to + (i * columns + j) * layout.z_stride + r, x);
+            });
     }
 }
 
@@ -161,7 +159,7 @@ template <int kWidth, class P>
 LRC_INLINE void encode_group(const ConvAxis& rows, const ConvAxis& columns, const WinogradLayout& layout,
                              const Pixels<P>& pixels, const float* encoder, const ImageTile& tile,
                              Ahead& ahead, float* scratch, float* z) {
-    float* products = scratch + kParts * layout.part_in;
+    float* products = scratch + kParts * kBlock * layout.vectors * kWide;
     const std::int64_t squares = divide_up(tile.rows, kSquareOut) * divide_up(columns.out, kSquareOut);
     for (std::int64_t begin = 0; begin < squares; begin += kBlock) {
         const std::int64_t count = std::min(kBlock, squares - begin);
@@ -174,7 +172,7 @@ LRC_INLINE void encode_group(const ConvAxis& rows, const ConvAxis& columns, cons
         multiply_all(Width<kWidth>{}, layout, scratch, encoder, count, products);
         place = Place(begin, columns.out);
         for (std::int64_t i = 0; i < count; ++i, place.advance(columns.out))
-            make_output<kWidth>(layout, products + i * layout.rank_stride, place, tile.rows, columns.out, z);
+            make_output<kWidth>(layout, products + i * kWidth, place, tile.rows, columns.out, z);
     }
 }
 
@@ -200,7 +198,7 @@ LRC_INLINE Hidden encode_tile(const LowrankConv2dArgs<T>& args, const WinogradLa
     const ConvAxis& columns = args.columns;
     const std::int64_t kernel_size = kParts * layout.inside * layout.rank_stride;
     float* scratch = z + layout.z_size;
-    float* rest = scratch + kParts * (layout.part_in + layout.part_out);
+    float* rest = scratch + block_size(layout);
     const std::int64_t begin = std::clamp<std::int64_t>(tile.row - rows.padding, 0, rows.in);
     const std::int64_t end =
         std::clamp<std::int64_t>(tile.row - rows.padding + tile.rows + kSquareIn - 1, begin, rows.in);

@@ -20,8 +20,6 @@ struct WinogradLayout {
     std::int64_t inside;       // channels of a group, >= kWide
     std::int64_t vectors;      // of them, the last of which moves back to be whole
     std::int64_t rank_stride;  // rank, rounded up to whole vectors
-    std::int64_t part_in;      // floats of a part of a block's input, [vectors, kBlock, kWide]
-    std::int64_t part_out;     // floats of a part of its products, [kBlock, rank_stride]
     std::int64_t z_stride;     // between the pixels of z
     std::int64_t z_size;       // of a tile
     std::int64_t copy_size;    // of the input of a group, where its channels do not lie side by side
@@ -54,8 +52,6 @@ WinogradLayout make_winograd_layout(const LowrankConv2dArgs<T>& args, std::int64
     return {.inside = inside,
             .vectors = vectors,
             .rank_stride = rank_stride,
-            .part_in = odd_lines(vectors * kBlock * kWide),
-            .part_out = odd_lines(kBlock * rank_stride),
             .z_stride = z_stride,
             .z_size = divide_up(pixels * z_stride, 16) * 16,
             .copy_size = args.channels_last ? 0 : divide_up(input, 16) * 16,
@@ -63,11 +59,16 @@ WinogradLayout make_winograd_layout(const LowrankConv2dArgs<T>& args, std::int64
             .line_stride = args.channels_last ? 0 : odd_lines(pixels + kWidth)};
 }
 
+// Floats of a block's input, [vectors, kParts, kBlock, kWide], and of its products, [rank_stride / width,
+// kParts, kBlock, width].
+inline std::int64_t block_size(const WinogradLayout& layout) {
+    return kParts * kBlock * (layout.vectors * kWide + layout.rank_stride);
+}
 // Floats of the scratch.
 template <class T>
 std::int64_t scratch_size(const LowrankConv2dArgs<T>& args, const WinogradLayout& layout) {
     const std::int64_t lines = args.groups * args.rank * layout.line_stride;
-    return layout.z_size + kParts * (layout.part_in + layout.part_out) + std::max(layout.copy_size, lines);
+    return layout.z_size + block_size(layout) + std::max(layout.copy_size, lines);
 }
 // Calls of Ahead::fetch() in a tile of `rows` rows.
 template <class T>

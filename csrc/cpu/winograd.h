@@ -51,8 +51,8 @@ template <class T> LRC_INLINE void transform_kernel(const T* from, std::int64_t 
     }
 }
 
-// The factors of a square's input, which pixel(row, column) loads, `part` apart.
-template <class Pixel> LRC_INLINE void transform_input(const Pixel& pixel, std::int64_t part, float* to) {
+// The factors of a square's input, which pixel(row, column) loads, kPart apart.
+template <int kPart, class Pixel> LRC_INLINE void transform_input(const Pixel& pixel, float* to) {
     Wide columns[4][4];
     LRC_UNROLL
     for (int j = 0; j < 4; ++j) combine_input(pixel(0, j), pixel(1, j), pixel(2, j), pixel(3, j), columns[j]);
@@ -61,14 +61,14 @@ template <class Pixel> LRC_INLINE void transform_input(const Pixel& pixel, std::
         Wide row[4];
         combine_input(columns[0][i], columns[1][i], columns[2][i], columns[3][i], row);
         LRC_UNROLL
-        for (int j = 0; j < 4; ++j) store_wide(to + (4 * i + j) * part, row[j]);
+        for (int j = 0; j < 4; ++j) store_wide(to + (4 * i + j) * kPart, row[j]);
     }
 }
 
-// The 2 x 2 outputs of a square from its products, `part` apart: store(row, column, vector).
-template <int kWidth, class Store>
-LRC_INLINE void transform_output(const float* from, std::int64_t part, const Store& store) {
-    const auto load = [&](int i, int j) { return load_floats<kWidth>(from + (4 * i + j) * part); };
+// The 2 x 2 outputs of a square from its products, kPart apart: store(row, column, vector).
+template <int kWidth, int kPart, class Store>
+LRC_INLINE void transform_output(const float* from, const Store& store) {
+    const auto load = [&](int i, int j) { return load_floats<kWidth>(from + (4 * i + j) * kPart); };
     Floats<kWidth> columns[4][2];
     LRC_UNROLL
     for (int j = 0; j < 4; ++j) combine_output(load(0, j), load(1, j), load(2, j), load(3, j), columns[j]);
