@@ -190,6 +190,24 @@ def test_bits_depend_neither_on_the_batch_nor_on_the_threads(layout, sizes):
     assert all(torch.equal(one, found[0]) for one in found)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1)], ids=str)
+def test_the_result_lies_as_that_of_torchs_convolutions(kernel, dtype):
+    layouts = (torch.contiguous_format, torch.channels_last)
+    for layout, mine in itertools.product(layouts, layouts):
+        input, U, V, _ = make((2, 6, 5, 2, 3, 8, 9), kernel, dtype)
+        input, V = input.contiguous(memory_format=layout), V.contiguous(memory_format=mine)
+        expected = F.conv2d(F.conv2d(input, V, groups=2), U)
+        found = ops.lowrank_conv2d(input, U, V, groups=2)
+        assert found.stride() == expected.stride(), (layout, mine)
+        torch.testing.assert_close(found, expected)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = ops.lowrank_conv2d(
+                mode.from_tensor(input), mode.from_tensor(U), mode.from_tensor(V), groups=2
+            )
+        assert fake.stride() == expected.stride(), (layout, mine)
+
+
 def changes():
     """Name ways in which a layer's factors change, or where they lie."""
 

@@ -18,8 +18,7 @@ template <int kWidth> constexpr std::int64_t kPair = 2 * kWidth;
 // The factors in float32. Where channels lie side by side, U is transposed in strips of `pair` filters,
 // [strips, groups rank, pair]; what is behind the last filter is of no meaning.
 struct Weights {
-    const float* encoder;
-    std::int64_t encoder_group;  // entries of a group: V's, or those of its combinations
+    const float* encoder;  // V, or its factors of Winograd's products
     const float* decoder;
     const float* bias;  // [filters, rounded up to `pair`], zeros without one
 };
@@ -61,17 +60,25 @@ template <class T> bool packs_encoder(const LowrankConv2dArgs<T>& args) {
     return !std::is_same_v<T, float> || args.encoder_last || uses_winograd(args);
 }
 
-// V as the factors of Winograd's products, [groups, kParts, channels / groups, rank], whole vectors of ranks:
-// zeros behind the last.
+// V as the factors of Winograd's products, [groups, kParts, channels / groups, rank_stride]: zeros behind the
+// last rank.
 template <class T>
 LRC_INLINE void pack_winograd(const LowrankConv2dArgs<T>& args, std::int64_t rank_stride, float* to) {
+    constexpr int kTaps = 9;
     const std::int64_t inside = args.channels / args.groups, part = inside * rank_stride;
     std::fill_n(to, args.groups * kParts * part, 0.0F);
-    const T* from = args.encoder;
     for (std::int64_t group = 0; group < args.groups; ++group, to += kParts * part) {
-        for (std::int64_t r = 0; r < args.rank; ++r) {
-            for (std::int64_t i = 0; i < inside; ++i, from += 9)
-                transform_kernel(from, part, to + i * rank_stride + r);
+        for (std::int64_t r = 0; r < args.rank; r += kWide) {
+            const std::int64_t count = std::min(kWide, args.rank - r);
+            const T* from = args.encoder + (group * args.rank + r) * inside * kTaps;
+            for (std::int64_t i = 0; i < inside; ++i, from += kTaps) {
+                float taps[kTaps][kWide] = {};
+                for (std::int64_t q = 0; q < count; ++q) {
+                    for (int t = 0; t < kTaps; ++t) taps[t][q] = to_float(from[q * inside * kTaps + t]);
+                }
+                const auto tap = [&](int a, int b) { return load_wide(taps[3 * a + b]); };
+                transform_kernels(tap, part, to + i * rank_stride + r);
+            }
         }
     }
 }
@@ -100,10 +107,8 @@ LRC_INLINE void pack_weights(const LowrankConv2dArgs<T>& args, std::int64_t widt
     } else if (packs) {
         convert(args.encoder, encoder_size, encoder);
     }
-    packed.weights = {.encoder = packs ? encoder : nullptr,
-                      .encoder_group = group,
-                      .decoder = packs_decoder ? decoder : nullptr,
-                      .bias = bias};
+    packed.weights = {
+        .encoder = packs ? encoder : nullptr, .decoder = packs_decoder ? decoder : nullptr, .bias = bias};
 }
 
 }  // namespace

@@ -12,7 +12,6 @@
 #include <cstdint>
 
 #include "cpu/wide.h"
-#include "math/floats.h"
 
 namespace lrc {
 
@@ -27,7 +26,7 @@ template <class V> LRC_INLINE void combine_input(V d0, V d1, V d2, V d3, V (&to)
     to[2] = d2 - d1;
     to[3] = d1 - d3;
 }
-LRC_INLINE void combine_kernel(float g0, float g1, float g2, float (&to)[4]) {
+template <class V> LRC_INLINE void combine_kernel(V g0, V g1, V g2, V (&to)[4]) {
     to[0] = g0;
     to[1] = 0.5F * (g0 + g2) + 0.5F * g1;
     to[2] = 0.5F * (g0 + g2) - 0.5F * g1;
@@ -39,15 +38,17 @@ template <class V> LRC_INLINE void combine_output(V m0, V m1, V m2, V m3, V (&to
     to[1] = m1 - m2 - m3;
 }
 
-// The factors of one 3 x 3 kernel, `part` apart.
-template <class T> LRC_INLINE void transform_kernel(const T* from, std::int64_t part, float* to) {
-    float columns[3][4];
-    for (int b = 0; b < 3; ++b)
-        combine_kernel(to_float(from[b]), to_float(from[3 + b]), to_float(from[6 + b]), columns[b]);
+// The factors of 3 x 3 kernels, of which tap(row, column) loads an entry of each, `part` apart.
+template <class Tap> LRC_INLINE void transform_kernels(const Tap& tap, std::int64_t part, float* to) {
+    Wide columns[3][4];
+    LRC_UNROLL
+    for (int b = 0; b < 3; ++b) combine_kernel(tap(0, b), tap(1, b), tap(2, b), columns[b]);
+    LRC_UNROLL
     for (int i = 0; i < 4; ++i) {
-        float row[4];
+        Wide row[4];
         combine_kernel(columns[0][i], columns[1][i], columns[2][i], row);
-        for (int j = 0; j < 4; ++j) to[(4 * i + j) * part] = row[j];
+        LRC_UNROLL
+        for (int j = 0; j < 4; ++j) store_wide(to + (4 * i + j) * part, row[j]);
     }
 }
 

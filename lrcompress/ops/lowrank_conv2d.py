@@ -38,7 +38,7 @@ def lowrank_conv2d(
     groups: int = 1,
     activation: str = "none",
     packed: PackedFactors | None = None,
-) -> Tensor:  # [batch, out, out height, out width], channels_last where the input is
+) -> Tensor:  # [batch, out, out height, out width], channels_last where the input or V is
     """Compute ``activation(conv2d(conv2d(input, V), U) + bias)`` and keep what is between in the cache.
 
     ``activation`` is none, relu, gelu (the exact one) or silu. On the CPU in float32 and bfloat16 this is one
@@ -122,8 +122,14 @@ def _out_shape(
 _known_out_shape = functools.lru_cache(maxsize=1024)(_out_shape)  # the check takes as long as the call
 
 
-def _is_channels_last(input: Tensor) -> bool:
-    return not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+def _is_channels_last(tensor: Tensor) -> bool:
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _memory_format(input: Tensor, V: Tensor) -> torch.memory_format:
+    """Return that of the result, as torch's convolutions choose it."""
+    last = _is_channels_last(input) or _is_channels_last(V)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _run(
@@ -144,23 +150,21 @@ def _run(
     bias_shape = None if bias is None else bias.shape
     geometry = tuple(stride), tuple(padding), tuple(dilation), groups
     shape = _known_out_shape(input.shape, U.shape, V.shape, bias_shape, *geometry)
-    last = _is_channels_last(input)
+    layout = _memory_format(input, V)
+    last = layout == torch.channels_last
     if last and input.is_cuda:
         tile = lowrank_tile(input, shape[0] * shape[2] * shape[3], groups, V.shape[0] // groups)
         if tile is not None:
-            return _run_on_cuda(input, U, V, bias, shape, tile, *geometry, number)
+            image = input.contiguous(memory_format=layout)
+            return _run_on_cuda(image, U, V, bias, shape, tile, *geometry, number)
     if not input.is_cpu or input.dtype not in _KERNEL_DTYPES:
         # torch convolves no channels with nothing.
         result = _compose(input, U, V, bias, *geometry) if V.numel() else input.new_zeros(shape)
         if bias is not None and not V.numel():
             result += bias[:, None, None]
-        layout = torch.channels_last if last else torch.contiguous_format
         return activate(result, activation).contiguous(memory_format=layout)
-    if last:
-        out = torch.empty(shape, dtype=input.dtype, memory_format=torch.channels_last)
-    else:
-        input = input.contiguous()
-        out = torch.empty(shape, dtype=input.dtype)
+    input = input.contiguous(memory_format=layout)
+    out = torch.empty(shape, dtype=input.dtype, memory_format=layout)
     if not (encoder_last := _is_channels_last(V)):
         V = V.contiguous()
     rest = (None if bias is None else bias.contiguous(), out, *geometry, number, last, encoder_last)
@@ -205,7 +209,7 @@ def _fake(input: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, *rest: Any) 
     _check_kinds(input, U, V, bias)
     activation_number(activation)
     shape = _out_shape(input.shape, U.shape, V.shape, None if bias is None else bias.shape, *geometry)
-    layout = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
+    layout = _memory_format(input, V)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=layout)
 
 
