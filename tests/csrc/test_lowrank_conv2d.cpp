@@ -232,6 +232,8 @@ int main() {
         for (std::int64_t width : {7, 8, 16, 28})
             test(1, 2, 8 + rank % 9, rank, 8, axis(6, 3, 1, 1, 1), axis(width, 3, 1, 1, 1));
     }
+    // What is behind z, were a row too many of it written.
+    test(1, 1, 8, 60, 3, axis(3, 3, 1, 1, 1), axis(80, 3, 1, 1, 1));
     // Images that no cache holds: memory is fetched ahead.
     test(2, 1, 2, 1, 17, axis(180, 3, 1, 1, 1), axis(180, 3, 1, 1, 1));
     test(2, 1, 3, 2, 65, axis(180, 3, 2, 1, 1), axis(181, 3, 2, 0, 1));
