@@ -118,7 +118,11 @@ NETWORK_COLUMNS = {
     "dense folded": "dense, folded",
     "tuned folded": "tuned, folded",
 }
-NETWORK_RATIOS = {"dense / tuned": "dense / tuned", "dense / tuned, both folded": "both folded"}
+NETWORK_RATIOS = {
+    "dense / tuned": "dense / tuned",
+    "dense / tuned, both folded": "both folded",
+    "compiled / folded": "compiled / tuned, folded",
+}
 
 
 def lowrank() -> str:
@@ -128,6 +132,8 @@ def lowrank() -> str:
     for row in networks:
         folded = [row[kind] for kind in ("dense folded", "dense folded channels_last") if kind in row]
         row |= {"dense folded": min(folded)} if folded else {}
+        if "compiled" in row:
+            row["compiled / folded"] = row["compiled"] / row.get("tuned folded", row["tuned"])
     columns = {
         kind: name
         for kind, name in (NETWORK_COLUMNS | NETWORK_RATIOS).items()

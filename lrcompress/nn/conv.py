@@ -163,7 +163,7 @@ class _LowRankConv(nn.Module):
 # memory format: at most so many input channels a group and entries of U, more of both for 3 x 3 kernels that
 # Winograd's algorithm takes. 1 x 1 is a matrix product, the library's own; above 3 x 3 none is measured.
 _WINOGRAD_LIMITS = 256, 1 << 16
-_WINOGRAD_RANK = 8  # at least, of large groups
+_WINOGRAD_RANK = 8  # at least, of large groups: timed ad hoc, no benchmark here has lower ones
 _DIRECT_LIMITS = 32, 1 << 14
 _DIRECT_KERNEL_AREAS = range(2, 10)
 
