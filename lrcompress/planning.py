@@ -100,6 +100,7 @@ def factored(
         latency,
         objective=_objective(recipe, weighed, rows),
         bound=recipe.global_step.bound(weighed, budget.cost, left),
+        bytes=subject.total("bytes"),
     )
 
 

@@ -223,3 +223,34 @@ def test_matplotlib_figure_shows_every_layer(tmp_path):
     assert len(curves.lines) == 2 * len(plan.layers)
     assert len(budgets.lines[0].get_xdata()) == len(plan.tradeoff)
     figure.savefig(tmp_path / "plan.png")
+
+
+@pytest.mark.parametrize("budget", ["params", "macs", "bytes", "latency", "latency_ms"])
+@pytest.mark.filterwarnings("ignore:the plan's network takes")
+def test_every_kind_of_budget_has_a_report(tmp_path, budget):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    size = {"latency_ms": 1e4, "latency": 1.0}.get(budget, 0.9)
+    x = torch.zeros(2, 64)
+    plan = lrc.plan(model, lrc.Budget(**{budget: size}), lrc.svd_energy(), example_inputs=x)
+    assert lrc.Plan.from_json(plan.to_json()) == plan
+    found = page(tmp_path, plan)
+    assert found.tags.count("svg") == 1 + 2 + 1  # bars, a curve a layer, the trade-off
+    drawn(plan_table(plan))
+
+
+def test_a_budget_in_bytes_is_told_in_bytes(tmp_path):
+    half, whole = torch.nn.Linear(32, 32, bias=False).half(), torch.nn.Linear(32, 32, bias=False)
+    model = torch.nn.ModuleList([half, whole])
+    plan = lrc.plan(model, lrc.Budget(bytes=0.6), lrc.svd_energy())
+    expected = sum(p.numel() * p.element_size() for p in lrc.apply(model, plan).parameters())
+    assert (plan.bytes, plan.bytes_after) == (6 * 32 * 32, expected)
+    line = f"{plan.bytes:,} -> {expected:,}"
+    assert line in page(tmp_path, plan).text
+    assert line in drawn(plan_table(plan))
+    assert f"bytes {plan.bytes} -> {expected}" in str(plan)
+
+
+def test_a_plan_without_its_size_in_bytes_has_no_plot_of_the_budget(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    plan = dataclasses.replace(lrc.plan(model, lrc.Budget(bytes=0.9)), bytes=0)
+    assert page(tmp_path, plan).tags.count("svg") == 1 + 1

@@ -82,7 +82,7 @@ def plan_of(
         for held in wiring.held
         for name in held.producers
     ]
-    params = subject.total("params")
+    params, held_bytes = subject.total("params"), subject.total("bytes")
     return Plan(
         str(recipe),
         budget,
@@ -94,4 +94,6 @@ def plan_of(
         saved_params=params - after.total("params"),
         saved_macs=subject.macs - after.macs,
         sequential=recipe.sequential,
+        bytes=held_bytes,
+        saved_bytes=held_bytes - after.total("bytes"),
     )

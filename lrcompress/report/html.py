@@ -103,11 +103,13 @@ def _tradeoff_plot(plan: Plan) -> str:
     if not plan.tradeoff:
         return ""
     before, after = getattr(plan, plan.budget.cost), getattr(plan, f"{plan.budget.cost}_after")
+    if not before:  # written by a version that did not count it
+        return ""
     points = [(point.fraction, point.error) for point in plan.tradeoff]
     plot = line_chart(
         "",
         points,
-        (after / max(before, 1), math.nan),  # a plan does not hold its objective, which may combine errors
+        (after / before, math.nan),  # a plan does not hold its objective, which may combine errors
         Axis(f"{plan.budget.cost} kept of the whole model", 1.0),
         Axis("objective", _largest(error for _, error in points)),
         width=620,
@@ -121,7 +123,7 @@ def _curve_plots(plan: Plan) -> str:
     cost = plan.budget.cost
 
     def point(option: Option, layer: Layer) -> tuple[float, float]:
-        return getattr(option, cost) / max(getattr(layer, cost), 1), option.error
+        return layer.cost_of(option, cost) / max(layer.cost_of(layer.dense, cost), 1), option.error
 
     curves = {
         entry.layer.name: (

@@ -65,6 +65,7 @@ def plan_facts(plan: Plan) -> Facts:
         ("recipe", plan.recipe),
         ("budget", str(plan.budget)),
         *_size_facts(plan.params, plan.params_after, plan.macs, plan.macs_after),
+        *_memory_facts(plan),
         *_time_facts(plan),
         ("largest error of a layer", error_text(plan.error)),
     )
@@ -87,6 +88,13 @@ def _size_facts(params: int, params_after: int, macs: int, macs_after: int) -> F
     if not macs:  # planned without example inputs
         return facts
     return (*facts, ("MACs a sample", f"{scaled(macs)} -> {scaled(macs_after)} ({kept(macs, macs_after)})"))
+
+
+def _memory_facts(plan: Plan) -> Facts:
+    if plan.budget.cost != "bytes" or not plan.bytes:
+        return ()
+    sizes = f"{plan.bytes:,} -> {plan.bytes_after:,} ({kept(plan.bytes, plan.bytes_after)})"
+    return (("bytes of the parameters", sizes),)
 
 
 def _time_facts(plan: Plan) -> Facts:

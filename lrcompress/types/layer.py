@@ -136,6 +136,11 @@ class Layer:
         """The option of leaving the layer as it is."""
         return Option(None, self.params, self.macs, 0.0, self.latency)
 
+    def cost_of(self, option: Option, cost: str) -> int:
+        """Return what an option costs in ``"params"``, ``"macs"``, ``"bytes"`` or ``"latency"``."""
+        known = {"params": option.params, "macs": option.macs, "latency": option.latency}
+        return option.params * self.itemsize if cost == "bytes" else known[cost]
+
     def kernel_areas(self, scheme: int) -> tuple[int, int]:
         """Kernel area of the encoder and of the decoder."""
         axes = encoder_axes(scheme, len(self.kernel))

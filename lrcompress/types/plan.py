@@ -17,6 +17,7 @@ from lrcompress.types.errors import BudgetError, CompressionError, PlanError
 from lrcompress.types.layer import Layer, LowRank, Option
 
 PLAN_FORMAT = 5  # raised whenever plans written before could no longer be read
+_ADDED = {"bytes": 0, "saved_bytes": 0}  # fields that the first plans of this format lack
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class Plan:
     objective: float | None = None  # what the global step minimises, weighted errors combined; None: edited
     bound: float | None = None  # no choice within the budget has an objective below; None: not known
     splits: tuple[Split, ...] = ()  # tried between removal and low rank; the nearest outputs were taken
+    bytes: int = 0  # of the whole model's parameters in memory, before; 0: not known
+    saved_bytes: int = 0  # by the removals
 
     def __post_init__(self) -> None:
         names = [entry.layer.name for entry in self.layers]
@@ -159,6 +162,12 @@ class Plan:
         return (
             self.macs - self.saved_macs - sum(entry.layer.macs - entry.choice.macs for entry in self.layers)
         )
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the whole model's parameters in memory once the plan is applied."""
+        saved = sum((e.layer.params - e.choice.params) * e.layer.itemsize for e in self.layers)
+        return self.bytes - self.saved_bytes - saved
 
     @property
     def latency_after(self) -> int:
@@ -230,7 +239,8 @@ class Plan:
         found = fields.get("plan_format") if isinstance(fields, dict) else type(fields).__name__
         if type(found) is not int or found != PLAN_FORMAT:
             raise PlanError(f"plan_format must be {PLAN_FORMAT}, got {found!r}")
-        plan: Plan = from_plain(cls, {key: value for key, value in fields.items() if key != "plan_format"})
+        del fields["plan_format"]
+        plan: Plan = from_plain(cls, _ADDED | fields)
         for entry in plan:
             config = entry.choice.config
             priced = entry.layer.option(config) if config else entry.layer.dense
@@ -268,6 +278,8 @@ class Plan:
         kept = f"params {self.params} -> {self.params_after} ({self.params_after / max(self.params, 1):.3f})"
         if self.macs:
             kept += f", macs {self.macs} -> {self.macs_after} ({self.macs_after / self.macs:.3f})"
+        if self.budget.cost == "bytes" and self.bytes:
+            kept += f", bytes {self.bytes} -> {self.bytes_after} ({self.bytes_after / self.bytes:.3f})"
         if self.latency:
             kept += f", {_ms(self.latency)} -> {_ms(self.latency_after)} ms measured"
             kept += f" ({self.latency_after / self.latency:.3f})"
