@@ -10,13 +10,25 @@ import typer
 
 
 class Preset(str, Enum):
-    """The published methods."""
+    """The methods: the functions of ``lrcompress.presets``."""
 
+    activation_aware = "activation_aware"
     alds = "alds"
+    lnr = "lnr"
     svd = "svd"
     svd_energy = "svd_energy"
     lrank = "lrank"
-    lnr = "lnr"
+    pca = "pca"
+    svd_llm = "svd_llm"
+    kfac_svd = "kfac_svd"
+
+
+class Fit(str, Enum):
+    """What the new weights are fitted to."""
+
+    batches = "batches"
+    statistics = "statistics"
+    nothing = "nothing"
 
 
 class ChainingKind(str, Enum):
@@ -47,7 +59,12 @@ ModelArgument = Annotated[
 ]
 WeightsOption = Annotated[
     Path | None,
-    typer.Option(help="Weights of the model.", metavar="FILE.safetensors", exists=True, dir_okay=False),
+    typer.Option(
+        help="Weights of the model: .safetensors, a sharded .safetensors.index.json or the folder that holds "
+        "it, or .pt and .pth with plain tensors.",
+        metavar="FILE",
+        exists=True,
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Where the model and its inputs live, such as cuda.")]
 ShapesOption = Annotated[
@@ -59,10 +76,27 @@ ShapesOption = Annotated[
 InputsOption = Annotated[
     Path | None,
     typer.Option(
-        help="A file that holds one tensor: the input.",
-        metavar="FILE.safetensors",
+        help="Unlabelled samples to calibrate with: .safetensors, .npz, .npy, or a folder of images. "
+        "One tensor is the input; several are arguments by name. 8-bit arrays are images.",
+        metavar="PATH",
         exists=True,
-        dir_okay=False,
+    ),
+]
+SamplesOption = Annotated[
+    int | None, typer.Option(min=1, help="Read at most so many samples of --inputs, evenly spaced.")
+]
+ImageSizeOption = Annotated[
+    int | None, typer.Option(min=1, help="Resize and crop images in a folder to so many pixels a side.")
+]
+MeanOption = Annotated[
+    str, typer.Option(metavar="R,G,B", help="Taken from images scaled to 0 to 1; one number: grey images.")
+]
+StdOption = Annotated[str, typer.Option(metavar="R,G,B", help="What images are divided by after that.")]
+FitOption = Annotated[
+    Fit | None,
+    typer.Option(
+        help="What the new weights are fitted to, with --inputs: batches, layer after layer (the default); "
+        "statistics, each layer by itself, the safer choice for few samples; or nothing."
     ),
 ]
 ParamsOption = Annotated[
@@ -86,7 +120,10 @@ LatencyMsOption = Annotated[
     str | None, typer.Option(metavar="MS", help="Measured time of a forward in milliseconds; needs an input.")
 ]
 PresetOption = Annotated[
-    Preset, typer.Option(help="The method. lnr removes neurons and calibrates on the samples of --inputs.")
+    Preset | None,
+    typer.Option(
+        help="The method; by default activation_aware with --inputs, else alds. lnr removes neurons."
+    ),
 ]
 ErrorOption = Annotated[
     ErrorKind | None, typer.Option(help="The error that alds minimises; by default released.")

@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -14,32 +14,33 @@ from rich.console import Console, RenderableType
 
 from lrcompress.arguments import (
     BytesOption,
-    ChainingKind,
     ChainingOption,
     DeviceOption,
-    ErrorKind,
     ErrorOption,
+    Fit,
+    FitOption,
     IgnoreOption,
+    ImageSizeOption,
     InputsOption,
     JsonOption,
     LatencyMsOption,
     LatencyOption,
     LowRankOption,
     MacsOption,
+    MeanOption,
     ModelArgument,
     ParamsOption,
-    Preset,
     PresetOption,
+    SamplesOption,
     ShapesOption,
+    StdOption,
     WeightsOption,
 )
-from lrcompress.types import Budget, CompressionError, Plan, Recipe, Reconstruction
-
-if TYPE_CHECKING:
-    from torch import nn
+from lrcompress.types import CompressionError, Plan
 
 PIPED_WIDTH = 160  # columns of a table that is not shown on a terminal
 EXCEEDED = 3  # exit code
+MEAN, STD = "0.485,0.456,0.406", "0.229,0.224,0.225"  # of ImageNet, as most pretrained networks expect
 
 
 class Commands(typer.core.TyperGroup):
@@ -119,7 +120,7 @@ def plan(
     held: BytesOption = None,
     latency: LatencyOption = None,
     latency_ms: LatencyMsOption = None,
-    preset: PresetOption = Preset.alds,
+    preset: PresetOption = None,
     error: ErrorOption = None,
     chaining: ChainingOption = None,
     low_rank: LowRankOption = False,
@@ -127,6 +128,10 @@ def plan(
     weights: WeightsOption = None,
     shapes: ShapesOption = None,
     inputs: InputsOption = None,
+    samples: SamplesOption = None,
+    image_size: ImageSizeOption = None,
+    mean: MeanOption = MEAN,
+    std: StdOption = STD,
     device: DeviceOption = "cpu",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PLAN.json", help="Write the plan.")
@@ -134,16 +139,17 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Choose ranks for a budget and show them; --json prints what -o writes."""
-    from lrcompress import sources
+    from lrcompress import sources, steps
     from lrcompress.report import plan_table
 
     budget, recipe = (
-        _budget(params=params, macs=macs, bytes=held, latency=latency, latency_ms=latency_ms),
-        _recipe(preset, error, chaining, low_rank, inputs),
+        steps.budget(params=params, macs=macs, bytes=held, latency=latency, latency_ms=latency_ms),
+        steps.recipe(preset, error, chaining, low_rank, inputs),
     )
+    pictures = sources.pictures(image_size, mean, std)
     network = sources.load_model(model, weights, device)
-    examples = sources.load_inputs(network, shapes, inputs, device)
-    made = _make_plan(network, budget, recipe, examples, ignore)
+    data = sources.load_inputs(network, shapes, inputs, device, samples, pictures)
+    made, _ = steps.planned(network, budget, recipe, data, ignore)
     if output is not None:
         output.write_text(made.to_json() + "\n", encoding="utf-8")
     if as_json:
@@ -167,7 +173,7 @@ def compress(
         Path | None,
         typer.Option("--plan", metavar="PLAN.json", exists=True, help="A plan, in place of a budget."),
     ] = None,
-    preset: PresetOption = Preset.alds,
+    preset: PresetOption = None,
     error: ErrorOption = None,
     chaining: ChainingOption = None,
     low_rank: LowRankOption = False,
@@ -175,38 +181,52 @@ def compress(
     weights: WeightsOption = None,
     shapes: ShapesOption = None,
     inputs: InputsOption = None,
+    samples: SamplesOption = None,
+    image_size: ImageSizeOption = None,
+    mean: MeanOption = MEAN,
+    std: StdOption = STD,
+    fit: FitOption = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure which kernels are fastest here, and store the choice.")
+    ] = False,
     device: DeviceOption = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show, but write nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compress a model into a folder, from a budget or from a plan."""
-    from lrcompress import calibrate, pipeline, sources
+    from lrcompress import pipeline, sources, steps
     from lrcompress.report import plan_table
 
-    chosen = (params, macs, held, latency, latency_ms, error, chaining, low_rank, ignore)
+    chosen = (params, macs, held, latency, latency_ms, preset, error, chaining, low_rank, ignore)
     if plan_file is not None and any(chosen):
         raise typer.BadParameter("a plan has its budget, method and ignored layers", param_hint="--plan")
+    if fit and fit is not Fit.nothing and inputs is None:
+        raise typer.BadParameter("what is fitted to samples needs --inputs", param_hint="--fit")
+    if tune and not (inputs or shapes):
+        raise typer.BadParameter("what is measured needs --input or --inputs", param_hint="--tune")
+    pictures = sources.pictures(image_size, mean, std)
     network = sources.load_model(model, weights, device)
-    examples = sources.load_inputs(network, shapes, inputs, device)
+    data = sources.load_inputs(network, shapes, inputs, device, samples, pictures)
     if plan_file is not None:
-        made = _read_plan(plan_file)
+        made, statistics = _read_plan(plan_file), None
     else:
-        budget = _budget(params=params, macs=macs, bytes=held, latency=latency, latency_ms=latency_ms)
-        made = _make_plan(
-            network, budget, _recipe(preset, error, chaining, low_rank, inputs), examples, ignore
-        )
-    with sources.step("compressing"):
-        batches = calibrate.in_parts(examples) if inputs and (made.removals or made.splits) else None
-        small = pipeline.apply(network, made, batches=batches)  # in a dry run too: refuses what does not fit
+        budget = steps.budget(params=params, macs=macs, bytes=held, latency=latency, latency_ms=latency_ms)
+        recipe = steps.recipe(preset, error, chaining, low_rank, inputs)
+        made, statistics = steps.planned(network, budget, recipe, data, ignore)
+    small = steps.fitted(network, made, data, fit, statistics)  # in a dry run too: refuses what does not fit
+    tunings, times = steps.tuned(network, small, data, device) if tune else ([], {})
     if not dry_run:
-        pipeline.save(small, made, output)
+        pipeline.save(small, made, output, tunings=tunings)
     size = None if dry_run else sum(file.stat().st_size for file in output.iterdir())
     if as_json:
-        facts = {"artefact": str(output), "dry_run": dry_run, "bytes": size}
+        facts = {"artefact": str(output), "dry_run": dry_run, "bytes": size, "milliseconds": times or None}
         costs = {name: getattr(made, name) for name in ("params", "params_after", "macs", "macs_after")}
         _print_json({**facts, **costs, "plan": json.loads(made.to_json())})
         return
     _print(plan_table(made))
+    if times:
+        dense, ours = times["dense"], times["compressed"]
+        typer.echo(f"dense {dense:.2f} ms, compressed {ours:.2f} ms: {dense / ours:.2f} times as fast")
     typer.echo(f"would write {output}" if size is None else f"wrote {output}: {size / 1000:.1f} kB")
 
 
@@ -219,6 +239,10 @@ def verify(
     weights: WeightsOption = None,
     shapes: ShapesOption = None,
     inputs: InputsOption = None,
+    samples: SamplesOption = None,
+    image_size: ImageSizeOption = None,
+    mean: MeanOption = MEAN,
+    std: StdOption = STD,
     device: DeviceOption = "cpu",
     max_error: Annotated[
         float | None, typer.Option(min=0, help="Exit with 3 if the output error is larger.")
@@ -230,11 +254,12 @@ def verify(
     from lrcompress.report import verification_table
 
     network = sources.load_model(model, weights, device)
-    examples = sources.load_inputs(network, shapes, inputs, device)
-    if examples is None:
+    pictures = sources.pictures(image_size, mean, std)
+    data = sources.load_inputs(network, shapes, inputs, device, samples, pictures)
+    if data.every is None:
         raise typer.BadParameter("verifying needs --input or --inputs", param_hint="--input")
     with sources.step("verifying"):
-        found = measure.verify(network, pipeline.load(artefact, network, device=device), examples)
+        found = measure.verify(network, pipeline.load(artefact, network, device=device), data.every)
     exceeded = max_error is not None and not found.output_error <= max_error  # nan exceeds every bound
     if as_json:
         _print_json({**found.to_dict(), "max_error": max_error, "exceeded": exceeded})
@@ -274,54 +299,6 @@ def doctor(as_json: JsonOption = False) -> None:
         _print(facts_table(examination.facts(found)))
     if found["problems"]:
         raise typer.Exit(1)
-
-
-def _budget(**options: str | None) -> Budget:
-    """Read the budget options; exactly one must be given."""
-    given = {name: text for name, text in options.items() if text is not None}
-    if len(given) != 1:
-        known = "--params, --macs, --bytes, --latency and --latency-ms"
-        raise typer.BadParameter(f"give a budget: exactly one of {known}", param_hint="--params")
-    ((name, text),) = given.items()
-    try:
-        return Budget(**{name: int(text) if text.isdecimal() else float(text)})
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=f"--{name.replace('_', '-')}") from None
-
-
-def _recipe(
-    preset: Preset,
-    error: ErrorKind | None,
-    chaining: ChainingKind | None,
-    low_rank: bool,
-    inputs: Path | None,
-) -> Recipe | Reconstruction:
-    """Return the method that the options name."""
-    from lrcompress import presets
-
-    if error is not None and preset is not Preset.alds:
-        raise typer.BadParameter(f"{preset.value} has an error of its own", param_hint="--error")
-    if preset is Preset.lnr:
-        if inputs is None:
-            raise typer.BadParameter("lnr calibrates on samples: give a file of them", param_hint="--inputs")
-        rest = presets.activation_aware() if low_rank else None
-        return presets.lnr(chaining.value, low_rank=rest) if chaining else presets.lnr(low_rank=rest)
-    if chaining or low_rank:
-        hint = "--chaining" if chaining else "--low-rank"
-        raise typer.BadParameter(f"{preset.value} removes no neurons", param_hint=hint)
-    if error is not None:
-        return presets.alds(error=error.value)
-    chosen: Recipe = getattr(presets, preset.value)()
-    return chosen
-
-
-def _make_plan(
-    network: nn.Module, budget: Budget, recipe: Recipe | Reconstruction, inputs: Any, ignore: list[str] | None
-) -> Plan:
-    from lrcompress import pipeline, sources
-
-    with sources.step("planning"):
-        return pipeline.plan(network, budget, recipe, example_inputs=inputs, ignore=ignore or ())
 
 
 def _read_plan(source: Path) -> Plan:

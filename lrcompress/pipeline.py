@@ -35,7 +35,7 @@ _SHARE, _LEAST = 8, 100
 def plan(
     model: nn.Module,
     budget: Budget,
-    recipe: Recipe | Reconstruction | None = None,  # None: presets.alds()
+    recipe: Recipe | Reconstruction | None = None,  # None: activation_aware() with statistics, else alds()
     *,
     example_inputs: Any = None,  # a tensor, a tuple of positional or a mapping of keyword arguments
     statistics: calibrate.Statistics | None = None,  # from `collect`, for recipes that look at data
@@ -68,7 +68,7 @@ def plan(
             weight that is not positive, a ``min_keep`` outside [0, 1].
     """
     model = rewrite.with_linears(model)
-    recipe = recipe or presets.alds()
+    recipe = recipe or _default_recipe(statistics is not None)
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     if isinstance(recipe, Reconstruction):
         if weights or min_keep:
@@ -76,6 +76,11 @@ def plan(
         return _narrower(model, budget, recipe, example_inputs, statistics, ignored)
     wishes = planning.Wishes(weights or {}, min_keep, unreached)
     return planning.factored(model, budget, recipe, example_inputs, statistics, ignored, wishes, progress)
+
+
+def _default_recipe(data: bool) -> Recipe:
+    """Return the best method for what is known: with data, and without."""
+    return presets.activation_aware() if data else presets.alds()
 
 
 def _narrower(
@@ -151,6 +156,7 @@ def apply(
     statistics: calibrate.Statistics | None = None,  # from `collect`
     batches: Iterable[Any] | None = None,  # unlabelled; held in memory
     refinement: Refinement | None = None,  # how weights are fitted to either; None: the default
+    progress: measure.Progress | None = None,  # of the fit: called with the layers done, and all of them
 ) -> nn.Module:
     """Return a copy of the model with its planned layers factored; ``model`` is untouched.
 
@@ -179,7 +185,7 @@ def apply(
     for name, module in old.items():
         rewrite.check_weight(name, module.weight)
     if statistics is not None or batches is not None:
-        model = refine.refined(model, plan, statistics, batches, refinement or Refinement())
+        model = refine.refined(model, plan, statistics, batches, refinement or Refinement(), progress)
         old = rewrite.check_fits(model, plan)
     entries = [entry for entry in plan if entry.choice.config is not None]
     layers = [entry.layer for entry in entries]
@@ -211,7 +217,7 @@ def _without_neurons(
 def compress(
     model: nn.Module,
     budget: Budget,
-    recipe: Recipe | Reconstruction | None = None,
+    recipe: Recipe | Reconstruction | None = None,  # None: activation_aware() with batches, else alds()
     *,
     example_inputs: Any = None,  # None: the first batch
     batches: Iterable[Any] | None = None,  # unlabelled, for recipes that look at data, and to refine
@@ -219,10 +225,9 @@ def compress(
 ) -> tuple[nn.Module, Plan]:
     """Collect, plan and apply in one call. Raises what these raise."""
     held = None if batches is None else list(batches)
+    recipe = recipe or _default_recipe(held is not None)
     statistics = None
-    if held is not None and (
-        isinstance(recipe, Reconstruction) or (recipe and recipe.local_step.needs_statistics)
-    ):
+    if held is not None and (isinstance(recipe, Reconstruction) or recipe.local_step.needs_statistics):
         gradients = isinstance(recipe, Recipe) and recipe.local_step.needs_gradients
         statistics = refine.collect(model, held, ignore=ignore, gradients=gradients)
     if example_inputs is None and held:

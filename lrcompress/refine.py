@@ -118,6 +118,7 @@ def refined(
     statistics: calibrate.Statistics | None,
     batches: Iterable[Any] | None,
     how: Refinement,
+    progress: Callable[[int, int], None] | None = None,  # called with the layers done, and all of them
 ) -> nn.Module:
     """Copy the model; every weight that the plan factors becomes one of that structure, fitted to data.
 
@@ -140,7 +141,8 @@ def refined(
         modules = {name: module for name, module in model.named_modules() if name in configs}
         dense = {name: module for name, module in modules.items() if isinstance(module, rewrite.Dense)}
         behind = calibrate.what_follows(model, dense, lambda: calibrate.run(model, held[0]))
-        for name in calibrate.in_order_of_calls(model, list(configs), held):
+        names = calibrate.in_order_of_calls(model, list(configs), held)
+        for done, name in enumerate(names, 1):
             moments = calibrate.grouped_moments(model, wide, [name], held)[name]
             norm = behind[name].norm
             _fit(
@@ -150,6 +152,8 @@ def refined(
                 None if norm is None else wide.get_submodule(norm),
                 how,
             )
+            if progress:
+                progress(done, len(names))
         return wide
     if statistics is None:
         return wide

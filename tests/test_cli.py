@@ -224,8 +224,8 @@ def test_inputs_come_from_a_file(folder):
     run("compress", "toy:net", *HALF, "-o", "out")
     arguments = ("verify", "toy:net", "--artefact", "out", "--inputs")
     assert json.loads(run(*arguments, "x.safetensors", "--json").stdout)["samples"] == 3
-    save_file({"x": torch.ones(1), "y": torch.ones(1)}, "two.safetensors")
-    assert "must hold one tensor, got 2" in refused(*arguments, "two.safetensors")
+    save_file({"input": torch.ones(5, 4, 8, 8), "other": torch.ones(5)}, "two.safetensors")
+    assert "other" in refused(*arguments, "two.safetensors")  # which the model's forward does not have
 
 
 @pytest.mark.parametrize(
@@ -350,6 +350,7 @@ def test_options_of_lnr_are_for_lnr_and_take_samples(folder):
     for options, said in (
         (("--preset", "lnr"), "lnr calibrates on samples"),
         (("--preset", "lnr", *INPUT), "lnr calibrates on samples"),
+        (("--preset", "activation_aware", *INPUT), "activation_aware calibrates on samples"),
         (("--low-rank",), "alds removes no neurons"),
         (("--chaining", "parallel", "--preset", "svd"), "svd removes no neurons"),
         (("--preset", "lnr", "--error", "bound"), "lnr has an error of its own"),

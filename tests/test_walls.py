@@ -51,21 +51,21 @@ MAY_IMPORT = {
         "types",
     },
     "doctor": {"_C"},
-    "sources": {"types"},
+    "sources": {"samples", "types"},
+    "samples": {"types"},
     "demo": {"calibrate", "measure", "pipeline", "presets", "report", "types"},
     "arguments": set(),
-    "cli": {
+    "steps": {
         "arguments",
         "calibrate",
-        "demo",
-        "doctor",
         "measure",
         "pipeline",
         "presets",
-        "report",
+        "refine",
         "sources",
         "types",
     },
+    "cli": {"arguments", "demo", "doctor", "measure", "pipeline", "report", "sources", "steps", "types"},
     "__main__": {"cli"},
 }
 
