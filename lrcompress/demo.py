@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import statistics
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,16 +22,23 @@ from torch.nn import functional
 from lrcompress import measure, pipeline, presets
 from lrcompress.calibrate import reestimate_batchnorm
 from lrcompress.report import Column, Sheet, scaled, write_html
-from lrcompress.types import Budget, CompressionError, Plan, Verification
+from lrcompress.types import Budget, CompressionError, Plan, Recipe, Reconstruction, Tuning, Verification
 
 SEED = 0
-RECIPES = {"alds": presets.alds, "svd": presets.svd}
-BUDGETS = (0.5, 0.3, 0.2, 0.1)  # of the parameters
+RECIPES: dict[str, Callable[[], Recipe | Reconstruction]] = {
+    "activation_aware": presets.activation_aware,
+    "lnr": presets.lnr,
+    "svd": presets.svd,
+}
+PLAIN = "svd"  # what the others are compared with: weights alone, no fit
+BUDGETS = (0.5, 0.25, 0.1)  # of the parameters
 BATCH = 64
 LEARNING_RATE = 0.05
+CALIBRATION_BATCH = 100
 TIMED_BATCH = 256
-TIMED_ROUNDS = 21  # odd, so that the median is one of them
-ACCEPTED_DROP = 0.01  # of accuracy, by the setting that is kept
+TUNING_SECONDS = 1.0  # for each network
+TIMED_SECONDS = 4.0  # for all networks
+ACCEPTED_DROP = 0.01  # of accuracy, by the network that is kept
 
 
 class DigitsNet(nn.Module):
@@ -87,47 +93,53 @@ class Row:
     params: int
     macs: int
     bytes: int  # on disk
-    accuracy: float  # right after compression
-    reestimated_accuracy: float | None = None  # with the statistics of batch norm renewed, without labels
+    accuracy: float  # right after compression: no labels
     tuned_accuracy: float | None = None  # and after one epoch of training
-    milliseconds: float = 0.0  # a batch of TIMED_BATCH images, median
-    speedup: float = 1.0  # the dense network's time over this one's, timed in turn
+    milliseconds: float = 0.0  # a batch of TIMED_BATCH images, median; folded and tuned
+    speedup: float = 1.0  # the dense network's time over this one's, both folded, run in turn
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A setting with the network that it ends in."""
+    """A setting with the network that it gives without labels."""
 
     row: Row
     model: nn.Module
     plan: Plan
+    fast: nn.Module  # tuned and folded
+    tuning: Tuning | None
 
 
 @dataclass(frozen=True)
 class Result:
-    """All rows, the setting that was kept, and the folder where it lies."""
+    """All rows, the most accurate row of each budget, the one that was saved, and the folder."""
 
     rows: tuple[Row, ...]
+    best: tuple[Row, ...]
     kept: Row
     output: Path
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        rows = [dataclasses.asdict(row) for row in self.rows]
-        return {"rows": rows, "kept": dataclasses.asdict(self.kept), "output": str(self.output)}
+        lists = {name: [dataclasses.asdict(row) for row in getattr(self, name)] for name in ("rows", "best")}
+        return {**lists, "kept": dataclasses.asdict(self.kept), "output": str(self.output)}
 
     def closing_words(self) -> str:
-        """Say what was written, and what can be tried next."""
-        weights = self.output / "dense.safetensors"
-        return "\n".join(
-            (
-                f"kept:   {self.output / 'compressed'} ({self.kept.method} at {self.kept.budget}); "
-                "loaded again, it gives equal outputs",
-                f"report: {self.output / 'report.html'}",
-                "next:   lrcompress plan lrcompress.demo:DigitsNet --input 1,1,8,8 --params 0.25 "
-                f"--weights {weights}",
-            )
-        )
+        """Say what was reached and written, and what can be tried next."""
+        dense, weights = self.rows[0], self.output / "dense.safetensors"
+        lines = [
+            f"{row.budget:.0%} of the parameters: {row.method}, {row.accuracy:.1%} right "
+            f"(dense {dense.accuracy:.1%}), {row.speedup:.2f} times as fast"
+            for row in self.best
+        ]
+        lines += [
+            f"kept:   {self.output / 'compressed'} ({self.kept.method} at {self.kept.budget:g}); "
+            "loaded again, it holds equal values",
+            f"report: {self.output / 'report.html'}",
+            "next:   lrcompress compress lrcompress.demo:DigitsNet --params 0.25 --tune -o smaller "
+            f"--weights {weights} --inputs {self.output / 'images.safetensors'}",
+        ]
+        return "\n".join(lines)
 
 
 def run(
@@ -135,12 +147,13 @@ def run(
     epochs: int,
     console: Console,  # for the progress bar
 ) -> Result:
-    """Train, compress and compare; write the dense weights, the kept artefact and a report into ``output``.
+    """Train, compress without labels, and compare.
 
+    Writes the dense weights, the calibration images, the kept artefact and a report into ``output``.
     Deterministic but for the times.
 
     Raises:
-        CompressionError: scikit-learn is missing, or the reloaded artefact gives other outputs.
+        CompressionError: scikit-learn is missing, or the reloaded artefact holds other values.
     """
     digits = load_digits()
     output.mkdir(parents=True, exist_ok=True)
@@ -154,21 +167,22 @@ def run(
         task = progress.add_task("training", total=epochs)
         train(dense, digits, epochs, lambda: progress.advance(task))
         save_file(dense.state_dict(), output / "dense.safetensors")
+        save_file({"images": digits.train_images}, output / "images.safetensors")
         settings = [(method, budget) for budget in BUDGETS for method in RECIPES]
         candidates = [
-            compress_and_tune(dense, digits, method, budget)
+            compressed(dense, digits, method, budget)
             for method, budget in progress.track(settings, description="compressing")
         ]
         kept = choose(candidates, digits.accuracy(dense))
         check = keep(dense, kept, digits, output / "compressed")
         size = (output / "dense.safetensors").stat().st_size
         first = Row("dense", 1.0, check.params_before, check.macs_before, size, digits.accuracy(dense))
-        models = [dense, *(candidate.model for candidate in candidates)]
         images = digits.train_images[:TIMED_BATCH]
+        models = [pipeline.fold(dense, images), *(candidate.fast for candidate in candidates)]
         rows = timed([first, *(candidate.row for candidate in candidates)], models, images)
     title = f"Digits: {kept.row.method} at {kept.row.budget} of the parameters"
     write_html(output / "report.html", kept.plan, check, title=title, sheets=[comparison(rows)])
-    return Result(rows, rows[1 + candidates.index(kept)], output)
+    return Result(rows, best_of_each_budget(rows), rows[1 + candidates.index(kept)], output)
 
 
 @contextmanager
@@ -223,60 +237,67 @@ def train(
     model.eval()
 
 
-def compress_and_tune(dense: nn.Module, digits: Digits, method: str, budget: float) -> Candidate:
-    """Compress at a budget, renew batch norm, fine-tune for one epoch; measure the accuracy after each."""
-    example = digits.train_images[:1]
-    model, plan = pipeline.compress(dense, Budget(params=budget), RECIPES[method](), example_inputs=example)
-    accuracy = digits.accuracy(model)
-    reestimate_batchnorm(model, torch.split(digits.train_images, TIMED_BATCH))
-    reestimated = digits.accuracy(model)
-    torch.manual_seed(SEED)  # the same batches for every candidate
-    train(model, digits, epochs=1)
+def compressed(dense: nn.Module, digits: Digits, method: str, budget: float) -> Candidate:
+    """Compress without labels, measure the accuracy, and again after one epoch of training; tune and fold."""
+    images = digits.train_images[:TIMED_BATCH]
+    batches = None if method == PLAIN else digits.train_images.split(CALIBRATION_BATCH)
+    model, plan = pipeline.compress(
+        dense, Budget(params=budget), RECIPES[method](), example_inputs=images, batches=batches
+    )
+    if method == PLAIN:  # what it needs to be of any use
+        reestimate_batchnorm(model, digits.train_images.split(TIMED_BATCH))
+    factored = any(entry.choice.config is not None for entry in plan)
+    fast, tuning = measure.tune(model, images, seconds=TUNING_SECONDS) if factored else (model, None)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "artefact"
         pipeline.save(model, plan, path)
         size = sum(file.stat().st_size for file in path.iterdir())
+    trained = copy.deepcopy(model)
+    torch.manual_seed(SEED)  # the same batches for every candidate
+    train(trained, digits, epochs=1)
     costs = plan.params_after, plan.macs_after, size
-    row = Row(method, budget, *costs, accuracy, reestimated, digits.accuracy(model))
-    return Candidate(row, model, plan)
+    row = Row(method, budget, *costs, digits.accuracy(model), digits.accuracy(trained))
+    return Candidate(row, model, plan, pipeline.fold(fast, images), tuning)
 
 
 def choose(candidates: list[Candidate], dense_accuracy: float) -> Candidate:
-    """Return the smallest ALDS network about as accurate as the dense one, or else the most accurate."""
-    ours = [candidate for candidate in candidates if candidate.row.method == "alds"]
-    good = [each for each in ours if (each.row.tuned_accuracy or 0) >= dense_accuracy - ACCEPTED_DROP]
+    """Return the smallest network of ours about as accurate as the dense one, or else the most accurate."""
+    ours = [candidate for candidate in candidates if candidate.row.method != PLAIN]
+    good = [each for each in ours if each.row.accuracy >= dense_accuracy - ACCEPTED_DROP]
     if good:
         return min(good, key=lambda each: each.row.params)
-    return max(ours, key=lambda each: each.row.tuned_accuracy or 0)
+    return max(ours, key=lambda each: each.row.accuracy)
+
+
+def best_of_each_budget(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Return the most accurate row of each budget."""
+    return tuple(
+        max((row for row in rows if row.budget == budget), key=lambda row: row.accuracy) for budget in BUDGETS
+    )
 
 
 def keep(dense: nn.Module, kept: Candidate, digits: Digits, path: Path) -> Verification:
     """Save a network, load it into a new instance, and compare it with the dense one.
 
     Raises:
-        CompressionError: what was loaded gives other outputs than what was saved.
+        CompressionError: what was loaded holds other values than what was saved.
     """
-    pipeline.save(kept.model, kept.plan, path)
-    loaded = pipeline.load(path, DigitsNet()).eval()
-    with torch.no_grad():
-        if not torch.equal(loaded(digits.test_images), kept.model(digits.test_images)):
-            raise CompressionError(f"{path} gives other outputs than the model that was saved")
+    tunings = [] if kept.tuning is None else [kept.tuning]
+    pipeline.save(kept.model, kept.plan, path, tunings=tunings)
+    loaded = pipeline.load(path, DigitsNet(), tuned=False).eval()
+    saved = kept.model.state_dict()
+    if not all(torch.equal(tensor, saved[name]) for name, tensor in loaded.state_dict().items()):
+        raise CompressionError(f"{path} holds other values than the model that was saved")
     return measure.verify(dense, loaded, digits.test_images)
 
 
 def timed(rows: list[Row], models: list[nn.Module], images: Tensor) -> tuple[Row, ...]:
     """Add the times, taken in turn, so that whatever else the machine does falls on all alike."""
-    times: list[list[float]] = [[] for _ in models]
-    with torch.no_grad():
-        for _ in range(1 + TIMED_ROUNDS):
-            for spent, model in zip(times, models, strict=True):
-                start = time.perf_counter()
-                model(images)
-                spent.append(1000 * (time.perf_counter() - start))
-    medians = [statistics.median(spent[1:]) for spent in times]  # the first round warms up
+    named = {str(i): model for i, model in enumerate(models)}
+    seconds = measure.seconds_of_models(named, images, images.device, TIMED_SECONDS)
     return tuple(
-        dataclasses.replace(row, milliseconds=median, speedup=medians[0] / median)
-        for row, median in zip(rows, medians, strict=True)
+        dataclasses.replace(row, milliseconds=1000 * seconds[str(i)], speedup=seconds["0"] / seconds[str(i)])
+        for i, row in enumerate(rows)
     )
 
 
@@ -287,7 +308,7 @@ def comparison(rows: tuple[Row, ...]) -> Sheet:
         return "" if accuracy is None else f"{accuracy:.1%}"
 
     def cells(row: Row) -> tuple[str, ...]:
-        accuracies = (row.accuracy, row.reestimated_accuracy, row.tuned_accuracy)
+        accuracies = (row.accuracy, row.tuned_accuracy)
         return (
             *(row.method, f"{row.budget:g}", scaled(row.params), scaled(row.macs), f"{row.bytes / 1000:.1f}"),
             *(*map(percent, accuracies), f"{row.milliseconds:.1f}", f"{row.speedup:.2f}"),
@@ -299,13 +320,12 @@ def comparison(rows: tuple[Row, ...]) -> Sheet:
         "MACs",
         "kB",
         "accuracy",
-        "new BN",
-        "tuned",
+        "an epoch later",
         f"ms / {TIMED_BATCH}",
         "speed-up",
     )
     return Sheet(
-        title="Held-out accuracy at once, with renewed batch norm, and one epoch later (times: one thread)",
+        title="Held-out accuracy without labels, and after an epoch of training; times on one thread",
         columns=(Column("method", "text"), *map(Column, names)),
         rows=tuple(map(cells, rows)),
     )

@@ -6,14 +6,16 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 pytest.importorskip("sklearn", reason="install lrcompress[demo]")
 
 from lrcompress import demo, pipeline
+from lrcompress.cli import app
 from lrcompress.report import Column
 from lrcompress.types import CompressionError
 
-ROW = demo.Row("alds", 0.5, 50, 500, 1000, 0.5)
+ROW = demo.Row("svd", 0.5, 50, 500, 1000, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def test_compares_each_method_at_each_budget_with_the_dense_network(ran):
     found, _ = ran
     assert [(row["method"], row["budget"]) for row in found["rows"]] == [
         ("dense", 1.0),
-        *((method, budget) for budget in demo.BUDGETS for method in ("alds", "svd")),
+        *((method, budget) for budget in demo.BUDGETS for method in ("activation_aware", "lnr", "svd")),
     ]
     dense = found["rows"][0]
     for row in found["rows"][1:]:
@@ -43,14 +45,34 @@ def test_training_works_and_a_mild_budget_hardly_hurts(ran):
     found, _ = ran
     dense, mild = found["rows"][0], found["rows"][1]
     assert dense["accuracy"] > 0.9
+    assert mild["accuracy"] > dense["accuracy"] - 0.02  # without labels
     assert mild["tuned_accuracy"] > dense["accuracy"] - 0.05
+
+
+def test_each_budget_names_its_most_accurate_network(ran):
+    found, _ = ran
+    assert [row["budget"] for row in found["best"]] == list(demo.BUDGETS)
+    for row in found["best"]:
+        assert row["method"] != "svd"
+        others = [other["accuracy"] for other in found["rows"] if other["budget"] == row["budget"]]
+        assert row["accuracy"] == max(others)
 
 
 def test_the_kept_artefact_loads_and_is_as_accurate_as_reported(ran):
     found, folder = ran
     model = pipeline.load(folder / "compressed", demo.DigitsNet())
-    assert demo.load_digits().accuracy(model) == found["kept"]["tuned_accuracy"]
+    assert demo.load_digits().accuracy(model) == found["kept"]["accuracy"]
     assert sum(p.numel() for p in model.parameters()) == found["kept"]["params"]
+
+
+def test_the_command_that_the_demo_proposes_works(ran, tmp_path):
+    found, folder = ran
+    rows = [demo.Row(**row) for row in found["rows"]]
+    words = demo.Result(tuple(rows), (), demo.Row(**found["kept"]), folder).closing_words()
+    command = words.split("next:   lrcompress ")[1].replace("smaller", str(tmp_path / "smaller")).split()
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert pipeline.load_plan(tmp_path / "smaller").params_after <= rows[0].params / 4
 
 
 def test_the_report_has_the_comparison_and_the_plan(ran):
@@ -62,14 +84,14 @@ def test_the_report_has_the_comparison_and_the_plan(ran):
 
 
 def test_choice_is_the_smallest_that_is_accurate_or_else_the_most_accurate():
-    def candidate(method, params, tuned):
-        row = demo.Row(method, 0.5, params, 0, 0, 0.0, tuned_accuracy=tuned)
-        return demo.Candidate(row, torch.nn.Identity(), None)
+    def candidate(method, params, accuracy):
+        row, model = demo.Row(method, 0.5, params, 0, 0, accuracy), torch.nn.Identity()
+        return demo.Candidate(row, model, None, model, None)
 
-    large, small, poor = candidate("alds", 50, 0.98), candidate("alds", 30, 0.975), candidate("alds", 10, 0.9)
-    other = candidate("svd", 5, 0.99)
-    assert demo.choose([large, small, poor, other], 0.98) is small
-    assert demo.choose([large, small, poor, other], 1.0) is large
+    large, small = candidate("lnr", 50, 0.98), candidate("activation_aware", 30, 0.975)
+    poor, plain = candidate("lnr", 10, 0.9), candidate("svd", 5, 0.99)
+    assert demo.choose([large, small, poor, plain], 0.98) is small
+    assert demo.choose([large, small, poor, plain], 1.0) is large
 
 
 def test_a_missing_scikit_learn_is_named(monkeypatch):
@@ -82,7 +104,7 @@ def test_a_row_becomes_one_line_of_the_sheet():
     sheet = demo.comparison((ROW,))
     assert len(sheet.columns) == len(sheet.rows[0])
     assert sheet.columns[0] == Column("method", "text")
-    assert sheet.rows[0][:5] == ("alds", "0.5", "50", "500", "1.0")
+    assert sheet.rows[0][:5] == ("svd", "0.5", "50", "500", "1.0")
 
 
 def test_one_thread_is_put_back():

@@ -109,11 +109,9 @@ def test_the_fastest_is_kept(monkeypatch, small, models, form, expected):
     assert model.conv.kernel == "auto"
 
 
-def test_a_measured_tuning_is_consistent(monkeypatch, small):
-    monkeypatch.setattr(tuning, "_MODELS_SECONDS", 0.0)
-    monkeypatch.setattr(tuning, "_LAYERS_SECONDS", 0.0)
+def test_a_measured_tuning_is_consistent(small):
     model, _, _ = small
-    fast, found = lrc.tune(model, X)
+    fast, found = lrc.tune(model, X, seconds=0.0)
     assert found.after <= found.before
     assert [layer.name for layer in found.layers] == ["conv", "twice", "hidden", "head"]  # those that ran
     for layer in found.layers:
@@ -204,8 +202,7 @@ def test_layers_alike_share_their_times(monkeypatch):
         return {way: {name: [seconds[name]] for name in modules} for way, modules in variants.items()}
 
     monkeypatch.setattr(tuning, "seconds_of_layers", fake)
-    monkeypatch.setattr(tuning, "_MODELS_SECONDS", 0.0)
-    _, found = lrc.tune(model, torch.randn(4, 8))
+    _, found = lrc.tune(model, torch.randn(4, 8), seconds=0.0)
     assert [layer.composed for layer in found.layers] == [2.0, 2.0, 2.0, 9.0]
 
 

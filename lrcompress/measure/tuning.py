@@ -16,8 +16,7 @@ from lrcompress import calibrate, rewrite
 from lrcompress.measure.clock import Progress, device_name, seconds_of_layers, seconds_of_models
 from lrcompress.types import LayerTuning, PlanError, Tuning
 
-_LAYERS_SECONDS = 3.0  # of measuring all layers, in each memory format
-_MODELS_SECONDS = 4.0
+_LAYERS_SHARE = 0.3  # of the time to spend: all layers, in each memory format; the rest is whole models
 _WAYS = ("fused", "composed", "merged")
 
 
@@ -25,6 +24,7 @@ def tune(
     model: nn.Module,  # with factored layers; untouched
     example_inputs: Any,  # a tensor, a tuple of positional or a mapping of keyword arguments
     *,
+    seconds: float = 10.0,  # to spend on measuring, about
     progress: Progress | None = None,  # called with the steps done, and all of them
 ) -> tuple[nn.Module, Tuning]:
     """Measure how the model runs fastest in inference on its device; return a copy that does, and the table.
@@ -42,17 +42,18 @@ def tune(
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     formats = rewrite.memory_formats(model)
+    each = _LAYERS_SHARE * seconds
     timed: dict[str, tuple[LayerTuning, ...]] = {}
     for i, form in enumerate(formats):
         same = rewrite.tuned(model, {}, form)
-        timed[form] = _fastest_ways(same, example_inputs, device, _part_of(progress, i, len(formats)))
+        timed[form] = _fastest_ways(same, example_inputs, device, each, _part_of(progress, i, len(formats)))
     candidates: list[tuple[str, dict[str, str]]] = [("as given", {})]
     for form, layers in timed.items():
         candidates.append((form, {layer.name: layer.choice for layer in layers}))
         candidates += [(form, {layer.name: way for layer in layers}) for way in ("composed", "merged")]
     models = {str(i): rewrite.tuned(model, chosen, form) for i, (form, chosen) in enumerate(candidates)}
-    seconds = seconds_of_models(models, example_inputs, device, _MODELS_SECONDS)
-    best = min(seconds, key=lambda i: seconds[i])
+    spent = seconds_of_models(models, example_inputs, device, seconds - each * len(formats))
+    best = min(spent, key=lambda i: spent[i])
     form, chosen = candidates[int(best)]
     layers = timed.get(form, timed[formats[0]])
     return models[best], Tuning(
@@ -60,8 +61,8 @@ def tune(
         torch.get_num_threads(),
         _described(example_inputs),
         form,
-        seconds["0"],
-        seconds[best],
+        spent["0"],
+        spent[best],
         tuple(replace(layer, choice=chosen.get(layer.name, "auto")) for layer in layers),
     )
 
@@ -77,7 +78,7 @@ def _described(inputs: Any) -> str:
 
 
 def _fastest_ways(
-    model: nn.Module, inputs: Any, device: torch.device, progress: Progress
+    model: nn.Module, inputs: Any, device: torch.device, seconds: float, progress: Progress
 ) -> tuple[LayerTuning, ...]:
     """Time every way of every factored layer that runs; layers alike share their times."""
     layers = {name: module for name, module in model.named_modules() if rewrite.is_factored(module)}
@@ -96,7 +97,7 @@ def _fastest_ways(
         n: (str(layers[n]), layers[n].U.dtype, *((x.shape, x.stride()) for x in xs)) for n, xs in seen.items()
     }
     seen.clear()
-    samples = seconds_of_layers(model, variants, inputs, device, _LAYERS_SECONDS, progress)
+    samples = seconds_of_layers(model, variants, inputs, device, seconds, progress)
     timed = []
     for name in alike:
         same = [other for other in alike if alike[other] == alike[name]]
