@@ -34,11 +34,13 @@ PLAIN = "svd"  # what the others are compared with: weights alone, no fit
 BUDGETS = (0.5, 0.25, 0.1)  # of the parameters
 BATCH = 64
 LEARNING_RATE = 0.05
+CALIBRATION_IMAGES = 600  # unlabelled
 CALIBRATION_BATCH = 100
 TIMED_BATCH = 256
 TUNING_SECONDS = 1.0  # for each network
 TIMED_SECONDS = 4.0  # for all networks
 ACCEPTED_DROP = 0.01  # of accuracy, by the network that is kept
+ABOUT_EQUAL = 0.005  # of accuracy: 3 of the 599 test images
 
 
 class DigitsNet(nn.Module):
@@ -112,7 +114,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Result:
-    """All rows, the most accurate row of each budget, the one that was saved, and the folder."""
+    """All rows, the best row of each budget, the one that was saved, and the folder."""
 
     rows: tuple[Row, ...]
     best: tuple[Row, ...]
@@ -167,7 +169,7 @@ def run(
         task = progress.add_task("training", total=epochs)
         train(dense, digits, epochs, lambda: progress.advance(task))
         save_file(dense.state_dict(), output / "dense.safetensors")
-        save_file({"images": digits.train_images}, output / "images.safetensors")
+        save_file({"images": digits.train_images[:CALIBRATION_IMAGES]}, output / "images.safetensors")
         settings = [(method, budget) for budget in BUDGETS for method in RECIPES]
         candidates = [
             compressed(dense, digits, method, budget)
@@ -240,12 +242,13 @@ def train(
 def compressed(dense: nn.Module, digits: Digits, method: str, budget: float) -> Candidate:
     """Compress without labels, measure the accuracy, and again after one epoch of training; tune and fold."""
     images = digits.train_images[:TIMED_BATCH]
-    batches = None if method == PLAIN else digits.train_images.split(CALIBRATION_BATCH)
+    calibration = digits.train_images[:CALIBRATION_IMAGES].split(CALIBRATION_BATCH)
+    batches = None if method == PLAIN else calibration
     model, plan = pipeline.compress(
         dense, Budget(params=budget), RECIPES[method](), example_inputs=images, batches=batches
     )
     if method == PLAIN:  # what it needs to be of any use
-        reestimate_batchnorm(model, digits.train_images.split(TIMED_BATCH))
+        reestimate_batchnorm(model, calibration)
     factored = any(entry.choice.config is not None for entry in plan)
     fast, tuning = measure.tune(model, images, seconds=TUNING_SECONDS) if factored else (model, None)
     with TemporaryDirectory() as folder:
@@ -270,10 +273,13 @@ def choose(candidates: list[Candidate], dense_accuracy: float) -> Candidate:
 
 
 def best_of_each_budget(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Return the most accurate row of each budget."""
-    return tuple(
-        max((row for row in rows if row.budget == budget), key=lambda row: row.accuracy) for budget in BUDGETS
-    )
+    """Return for each budget the fastest of the rows that are about as accurate as the most accurate one."""
+    best = []
+    for budget in BUDGETS:
+        mine = [row for row in rows[1:] if row.budget == budget]
+        least = max(row.accuracy for row in mine) - ABOUT_EQUAL
+        best.append(max((row for row in mine if row.accuracy >= least), key=lambda row: row.speedup))
+    return tuple(best)
 
 
 def keep(dense: nn.Module, kept: Candidate, digits: Digits, path: Path) -> Verification:
