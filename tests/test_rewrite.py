@@ -33,14 +33,6 @@ def pruned() -> nn.Linear:
         return prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5)
 
 
-def test_factors_keep_the_memory_format():
-    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)).to(memory_format=torch.channels_last)
-    model[1] = model[1].to(memory_format=torch.contiguous_format)
-    small = lrc.apply(model, lrc.plan(model, WHOLE).edit("0", rank=2).edit("1", rank=2))
-    assert [layer.V.is_contiguous() for layer in small] == [False, True]
-    assert small[0].V.is_contiguous(memory_format=torch.channels_last)
-
-
 class Doubling(nn.Linear):
     """A Linear that is not one."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -18,13 +18,23 @@ def set_memory_format(
     module: nn.Module,  # changed in place
     memory_format: str,  # "contiguous" or "channels_last"
 ) -> None:
-    """Lay all parameters of four axes out in a memory format."""
+    """Lay all parameters out as torch does: those of four axes in a memory format, others row by row.
+
+    Strides of axes with one entry count too: torch takes a kernel of 1 x 1 as channels_last by them.
+    """
     for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=_FORMATS[memory_format])
+        chosen = memory_format if parameter.ndim == 4 else "contiguous"
+        if not _lies(parameter, chosen):
+            parameter.data = parameter.data.clone(memory_format=_FORMATS[chosen])
 
 
 def memory_format_of(module: nn.Module) -> str:
     """Name the memory format of the parameters of four axes; where both hold, contiguous."""
     weights = [parameter for parameter in module.parameters() if parameter.ndim == 4]
-    return "contiguous" if all(weight.is_contiguous() for weight in weights) else "channels_last"
+    return "contiguous" if all(_lies(weight, "contiguous") for weight in weights) else "channels_last"
+
+
+def _lies(tensor: Tensor, memory_format: str) -> bool:
+    """Say whether a tensor has the strides that torch gives a new one."""
+    new = torch.empty_like(tensor, device="meta", memory_format=_FORMATS[memory_format])
+    return tensor.stride() == new.stride()
