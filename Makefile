@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-slow lint format types check asan cuda-check gpu bench clean
+.PHONY: help build demo test zoo test-slow lint format types check asan cuda-check gpu bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ help:  ## list the targets
 $(INSTALLED): pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[demo,plots,test,dev]"
+	$(BIN)/pip install --quiet --editable ".[demo,plots,test,dev,zoo]" "$(TORCH)"
 	touch $@
 
 build: $(INSTALLED)  ## set up .venv and compile the extension where a source is newer than it
@@ -26,6 +26,9 @@ demo: build  ## run the main job on real data; writes demo/report.html
 
 test: build  ## run every test
 	$(BIN)/python -m pytest
+
+zoo: build  ## run every test on every network of tests/architectures.py
+	$(BIN)/python -m pytest -m "" tests/test_architectures.py --architectures-json bench/results/architectures.json
 
 test-slow: build  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0

@@ -13,6 +13,11 @@ settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make zoo` write down what it found."""
+    parser.addoption("--architectures-json", help="join the outcomes of test_architectures.py to this file")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
