@@ -12,6 +12,7 @@ import typer
 import typer.core
 from rich.console import Console, RenderableType
 
+from lrcompress import files
 from lrcompress.arguments import (
     BytesOption,
     ChainingOption,
@@ -37,6 +38,7 @@ from lrcompress.arguments import (
     WeightsOption,
 )
 from lrcompress.types import CompressionError, Plan
+from lrcompress.types.plain import LONGEST_JSON
 
 PIPED_WIDTH = 160  # columns of a table that is not shown on a terminal
 EXCEEDED = 3  # exit code
@@ -307,7 +309,7 @@ def _read_plan(source: Path) -> Plan:
         from lrcompress import pipeline
 
         return pipeline.load_plan(source)
-    return Plan.from_json(source.read_text(encoding="utf-8"))
+    return Plan.from_json(files.text_of(source, LONGEST_JSON))
 
 
 def _print(renderable: RenderableType) -> None:

@@ -25,7 +25,6 @@ from lrcompress.types import (
     Refinement,
     Split,
     Tuning,
-    WeightError,
 )
 
 # Splits of a budget are first fitted to one batch of so many, of at least so many samples.
@@ -287,7 +286,8 @@ def save(
     """Write the folder ``path``: config.json and one safetensors file, no pickle.
 
     Factors are stored as ordinary tensors ``<layer>.U`` and ``<layer>.V``. An artefact already there is
-    replaced in one step: whatever happens meanwhile, the folder holds the old one or the new one, whole.
+    replaced in one step: whatever happens meanwhile, the folder holds the old one or the new one, whole, and
+    so it does for any number of processes that save and load at once. Other files in it are left alone.
 
     What is saved is the factored model that ``tune`` was given; ``tunings`` hold what it chose, and ``load``
     makes the tuned model again on a device of the same name.
@@ -295,16 +295,16 @@ def save(
     Raises:
         PlanError: the model is not what the plan makes, or was folded, or a tuning is of another model; the
             message names the layer.
-        WeightError: a tensor has no values (meta device).
+        WeightError: a tensor has no values (meta device), or is of a kind that safetensors cannot hold, such
+            as quantised ones; the message names it.
+        FormatError: the folder holds a model that is not ours, such as the original's checkpoint.
+        OSError: the folder cannot be written. After each of these the folder is as it was.
     """
     rewrite.check_applied(model, plan)
     rewrite.check_unfolded(model)
     for tuning in tunings:
         rewrite.check_factored(model, tuning.choices)
     named, extra = rewrite.named_tensors(model)
-    for name, tensor in named.items():
-        if tensor.is_meta:
-            raise WeightError(f"tensor {name!r} is on the meta device and holds no values")
     tensors, aliases = codec.storable(named)
     versions = {
         "lrcompress": version("lrcompress"),
@@ -329,27 +329,32 @@ def load(
         FormatError: the artefact is incomplete, damaged, or its tensors are not those of this architecture.
         PlanError: the stored plan does not fit ``model``; the message names the layer and both shapes.
     """
-    artefact = codec.read(path)
-    model = rewrite.with_linears(model)
-    if artefact.plan.removals:
-        means = reconstruct.no_means(model, artefact.plan.removals)
-        model = removal.removed(model, artefact.plan.removals, means, hollow=True)
-    old = rewrite.check_fits(model, artefact.plan)
+    with codec.reading(path) as stored:
+        artefact = stored.artefact
+        hollow = _hollow(rewrite.with_linears(model), artefact.plan)
+        name = measure.device_name(torch.device(device))
+        tuning = next((found for found in artefact.tunings if tuned and found.device == name), None)
+        try:
+            rewrite.check_fill(hollow, artefact.named(artefact.tensors), artefact.buffers)
+            rewrite.fill(hollow, artefact.named(stored.values(device)))
+            return hollow if tuning is None else rewrite.tuned(hollow, tuning.choices, tuning.memory_format)
+        except PlanError as error:
+            raise FormatError(f"{path}: {error}") from None
+
+
+def _hollow(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return the model that a plan makes, without values."""
+    if plan.removals:
+        removal.check_fits(model, plan.removals)
+        means = reconstruct.no_means(model, plan.removals)
+        model = removal.removed(model, plan.removals, means, hollow=True)
+    old = rewrite.check_fits(model, plan)
     new = {
         entry.layer.name: rewrite.factored(old[entry.layer.name], entry.choice.config)
-        for entry in artefact.plan
+        for entry in plan
         if entry.choice.config is not None
     }
-    tensors = {name: tensor.to(device) for name, tensor in artefact.tensors.items()}
-    tensors |= {alias: tensors[name] for alias, name in artefact.aliases.items()}
-    hollow = rewrite.forget_folds(rewrite.replaced(model, new, hollow=True))
-    name = measure.device_name(torch.device(device))
-    tuning = next((found for found in artefact.tunings if tuned and found.device == name), None)
-    try:
-        rewrite.fill(hollow, tensors, artefact.buffers)
-        return hollow if tuning is None else rewrite.tuned(hollow, tuning.choices, tuning.memory_format)
-    except PlanError as error:
-        raise FormatError(f"{path}: {error}") from None
+    return rewrite.forget_folds(rewrite.replaced(model, new, hollow=True))
 
 
 def load_plan(path: str | Path) -> Plan:

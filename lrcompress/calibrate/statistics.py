@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,21 +12,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils import hooks
 from torch.utils._pytree import tree_leaves
 
 from lrcompress import ops
+from lrcompress.calibrate import store
 from lrcompress.calibrate.follow import Behind, what_follows
 from lrcompress.calibrate.run import inference, observed, run
-from lrcompress.types import CompressionError, FormatError, PlanError
+from lrcompress.types import CompressionError, PlanError
 from lrcompress.types.statistics import LayerStatistics
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Loss = Callable[[Any], Tensor]  # a model's outputs -> scalar
-_FORMAT = "2"
 
 # Units in the last place by which E[x^2] may be wrong: products are added up in runs of 4096, and the errors
 # of a run grow with the root of its length.
@@ -72,52 +69,17 @@ class Statistics:
         return first.merge(*gathered[1:])
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file."""
-        tensors: dict[str, Tensor] = {}
-        for name, known in self.layers.items():
-            tensors[f"{name}/autocorrelation"] = known.autocorrelation
-            tensors[f"{name}/mean"] = known.mean
-            if known.gradient is not None:
-                tensors[f"{name}/gradient"] = known.gradient
-        about = {
-            "format": _FORMAT,
-            "fingerprint": self.fingerprint,
-            "batches": str(self.batches),
-            "unreached": json.dumps(self.unreached),
-            "samples": json.dumps({name: known.samples for name, known in self.layers.items()}),
-            "shares": json.dumps({name: known.share for name, known in self.layers.items()}),
-        }
-        save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, path, about)
+        """Write one safetensors file with a checksum, in the place of one that is there in one step."""
+        store.save(Path(path), self.layers, self.fingerprint, self.batches, self.unreached)
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
         """Read what ``save`` wrote.
 
         Raises:
-            FormatError: not such a file.
+            FormatError: not such a file, or one that was damaged.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                if about.get("format") != _FORMAT:
-                    raise FormatError(
-                        f"{path}: statistics must have format {_FORMAT}, got {about.get('format')}"
-                    )
-                samples: dict[str, int] = json.loads(about["samples"])
-                shares: dict[str, float] = json.loads(about["shares"])
-                keys = set(file.keys())
-                layers = {}
-                for name, count in samples.items():
-                    key = f"{name}/gradient"
-                    gradient = _finite(file, key) if key in keys else None
-                    R, mean = (_finite(file, f"{name}/{part}") for part in ("autocorrelation", "mean"))
-                    layers[name] = LayerStatistics(R, mean, count, gradient, shares[name])
-            unreached = tuple(json.loads(about["unreached"]))
-            return cls(layers, about["fingerprint"], int(about["batches"]), unreached)
-        except FormatError:
-            raise
-        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            raise FormatError(f"{path}: not statistics that can be read: {error}") from error
+        return cls(**store.load(Path(path)))
 
 
 class CollectionInterrupted(CompressionError):
@@ -126,14 +88,6 @@ class CollectionInterrupted(CompressionError):
     def __init__(self, message: str, statistics: Statistics) -> None:
         super().__init__(message)
         self.statistics = statistics
-
-
-def _finite(file: Any, key: str) -> Tensor:
-    """Read a float64 tensor."""
-    tensor: Tensor = file.get_tensor(key)
-    if tensor.dtype != torch.float64 or not tensor.isfinite().all():
-        raise ValueError(f"{key} must be finite and float64, got {tensor.dtype}")
-    return tensor
 
 
 def _mean(parts: Sequence[LayerStatistics]) -> LayerStatistics:

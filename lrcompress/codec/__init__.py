@@ -1,5 +1,5 @@
 """Bytes on disk <-> artefact."""
 
-from lrcompress.codec.artefact import Artefact, read, read_plan, storable, write
+from lrcompress.codec.artefact import Artefact, Stored, read_plan, reading, storable, write
 
-__all__ = ["Artefact", "read", "read_plan", "storable", "write"]
+__all__ = ["Artefact", "Stored", "read_plan", "reading", "storable", "write"]

@@ -1,32 +1,28 @@
-"""The artefact on disk: a folder with config.json and one safetensors file. FORMAT.md states the rules.
-
-config.json is replaced last and in one step, and names its weights file by the hash of the contents: at every
-moment the folder holds the old artefact or the new one, whole.
-"""
+"""The artefact on disk: a folder with config.json and one safetensors file. FORMAT.md states the rules."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lrcompress.types import FormatError, Plan, PlanError, Tuning
+from lrcompress import files
+from lrcompress.codec import folder as folders
+from lrcompress.codec.folder import CONFIG
+from lrcompress.files import tensors as safetensors
+from lrcompress.types import FormatError, Plan, PlanError, Tuning, WeightError
+from lrcompress.types.plain import LONGEST_JSON, parsed, shown
 
 FORMAT = "lrcompress"
 FORMAT_VERSION = 1
-CONFIG = "config.json"
 
 _FIELDS = {
     "format": str,
@@ -50,23 +46,70 @@ class Artefact:
     buffers: tuple[str, ...]  # names in `tensors` or `aliases` that are no keys of the state dict
     tunings: tuple[Tuning, ...] = ()  # one a device
 
+    def named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the stored tensors under all their names."""
+        return {**tensors, **{alias: tensors[name] for alias, name in self.aliases.items()}}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An artefact that is open: all of it is checked but the values, which are still to be read."""
+
+    artefact: Artefact  # its tensors on the meta device
+    path: Path  # of the weights
+    sha256: str
+    weights: safetensors.Described
+
+    def values(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Read the tensors, each once; what happens to the file afterwards does not change them.
+
+        Raises:
+            FormatError: the file is not the one that config.json describes.
+        """
+        try:
+            tensors, found = self.weights.values(device)
+        except FormatError as error:
+            raise FormatError(f"{self.path}: {error}") from None
+        if found != self.sha256:
+            raise FormatError(f"{self.path} must have sha256 {self.sha256}, got {found}")
+        return tensors
+
 
 def write(path: str | Path, artefact: Artefact, versions: Mapping[str, str]) -> None:
-    """Write the folder, replacing an artefact that is there already in one step.
+    """Write the folder, replacing an artefact of ours that is there already in one step.
 
     Raises:
+        FormatError: the folder holds a model that is not ours, or the plan is too large; nothing was written.
         OSError: the folder cannot be written; what was there before is still whole.
     """
     folder = Path(path)
+    _check_own(folder)
+    if len(_config_text(artefact, versions, folders.weights_name("0" * 16), "0" * 64)) > LONGEST_JSON:
+        raise FormatError(f"the plan is too large: {CONFIG} must have at most {LONGEST_JSON} bytes")
     folder.mkdir(parents=True, exist_ok=True)
-    payload = save_tensors(
-        {k: v.contiguous() for k, v in artefact.tensors.items()}, metadata={"format": "pt"}
-    )
-    digest = hashlib.sha256(payload).hexdigest()
+    with files.draft(folder / CONFIG) as draft:
+        name = folders.weights_name(draft.token)
+        try:
+            with (folder / name).open("xb") as file:
+                digest = safetensors.write(file, artefact.tensors, {"format": "pt"})
+                file.flush()
+                os.fsync(file.fileno())
+            draft.file.write(_config_text(artefact, versions, name, digest))
+            with folders.publishing(folder):
+                present = _read_config(folder)["weights"] if os.path.lexists(folder / CONFIG) else None
+                folders.replace(draft, present)
+                folders.clear(folder, lambda: str(_read_config(folder)["weights"]))
+        except BaseException:
+            if draft.path.exists():  # not published
+                (folder / name).unlink(missing_ok=True)
+            raise
+
+
+def _config_text(artefact: Artefact, versions: Mapping[str, str], weights: str, digest: str) -> bytes:
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "weights": f"model-{digest[:16]}.safetensors",
+        "weights": weights,
         "sha256": digest,
         "aliases": artefact.aliases,
         "buffers": list(artefact.buffers),
@@ -75,35 +118,58 @@ def write(path: str | Path, artefact: Artefact, versions: Mapping[str, str]) -> 
         "tunings": [tuning.to_dict() for tuning in artefact.tunings],
     }
     config["checksum"] = _checksum(config)
-    _replace(folder / str(config["weights"]), payload)
-    _replace(folder / CONFIG, json.dumps(config).encode())
-    for stale in folder.glob("model-*.safetensors"):
-        if stale.name != config["weights"]:
-            stale.unlink()
+    return json.dumps(config, allow_nan=False).encode()
 
 
-def read(path: str | Path) -> Artefact:
-    """Read the folder back after checking all of it.
+def _check_own(folder: Path) -> None:
+    """Refuse a folder with a model that is not ours."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise FormatError(f"{folder} must be a folder")
+    strangers = folders.foreign_weights(folder)
+    if os.path.lexists(folder / CONFIG):
+        try:
+            _read_config(folder)
+        except FormatError as error:
+            raise FormatError(f"nothing was saved, choose another folder: {error}") from None
+    elif strangers:
+        raise FormatError(f"nothing was saved, choose another folder: {folder} holds weights, {strangers}")
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[Stored]:
+    """Open an artefact after checking all of it but the values.
 
     Raises:
         FormatError: a file is missing, damaged, changed by hand, or of another format or version.
     """
     folder = Path(path)
     config = _read_config(folder)
-    payload = _read_bytes(folder / str(config["weights"]))
-    digest = hashlib.sha256(payload).hexdigest()
-    if digest != config["sha256"]:
-        raise FormatError(f"{folder / config['weights']} must have sha256 {config['sha256']}, got {digest}")
+    while True:
+        try:
+            file = files.opened(folder / str(config["weights"]))
+            break
+        except FormatError:
+            before, config = config, _read_config(folder)
+            if config == before:  # else an artefact took the place of the one that was read
+                raise
+    with file:
+        yield _stored(folder, config, file)
+
+
+def _stored(folder: Path, config: dict[str, Any], file: Any) -> Stored:
+    """Check the header of the weights, and config.json against it."""
+    where = folder / config["weights"]
     try:
-        tensors = load_tensors(payload)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise FormatError(f"{folder / config['weights']} is no safetensors file: {error}") from None
-    aliases, buffers = config["aliases"], config["buffers"]
+        weights = safetensors.described(file)
+    except FormatError as error:
+        raise FormatError(f"{where} is no safetensors file that belongs to {CONFIG}: {error}") from None
+    tensors, aliases, buffers = weights.tensors, config["aliases"], config["buffers"]
     dangling = [name for name, target in aliases.items() if target not in tensors or name in tensors]
     unknown = [name for name in buffers if name not in tensors and name not in aliases]
     if dangling or unknown:
         raise FormatError(f"{folder / CONFIG} names tensors that are not stored: {dangling + unknown}")
-    return Artefact(_plan(folder, config), tensors, aliases, tuple(buffers), _tunings(folder, config))
+    artefact = Artefact(_plan(folder, config), tensors, aliases, tuple(buffers), _tunings(folder, config))
+    return Stored(artefact, where, config["sha256"], weights)
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -125,7 +191,7 @@ def _plan(folder: Path, config: dict[str, Any]) -> Plan:
 def _tunings(folder: Path, config: dict[str, Any]) -> tuple[Tuning, ...]:
     found = config.get("tunings", [])
     if not isinstance(found, list):
-        raise FormatError(f"{folder / CONFIG}: tunings must be a list, got {found!r}")
+        raise FormatError(f"{folder / CONFIG}: tunings must be a list, got {shown(found)}")
     try:
         return tuple(Tuning.from_dict(plain) for plain in found)
     except PlanError as error:
@@ -136,19 +202,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """Parse config.json and check its fields and checksum."""
     where = folder / CONFIG
     try:
-        config = json.loads(_read_bytes(where))
-    except (ValueError, RecursionError) as error:
+        config = parsed(files.text_of(where, LONGEST_JSON))
+    except FormatError:
+        raise
+    except ValueError as error:
         raise FormatError(f"{where} is no JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise FormatError(f"{where} is not an artefact of {FORMAT}")
     found = config.get("format_version")
     if type(found) is not int or found != FORMAT_VERSION:
-        raise FormatError(f"{where}: format_version must be {FORMAT_VERSION}, got {found!r}")
+        raise FormatError(f"{where}: format_version must be {FORMAT_VERSION}, got {shown(found)}")
     if config.pop("checksum", None) != _checksum(config):
         raise FormatError(f"{where} was changed after it was written: its checksum does not match")
     for name, kind in _FIELDS.items():
         if not isinstance(config.get(name), kind):
-            raise FormatError(f"{where}: {name} must be a {kind.__name__}, got {config.get(name)!r}")
+            raise FormatError(f"{where}: {name} must be a {kind.__name__}, got {shown(config.get(name))}")
     if not all(isinstance(name, str) for name in [*config["aliases"].values(), *config["buffers"]]):
         raise FormatError(f"{where}: aliases and buffers must hold names only")
     if Path(config["weights"]).name != config["weights"]:
@@ -156,55 +224,29 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:  # a name that no file can have
-        raise FormatError(f"cannot read {str(path)!r}: {error}") from None
-
-
 def _checksum(config: Mapping[str, Any]) -> str:
     """Hash the canonical text of everything but the checksum itself."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _replace(path: Path, payload: bytes) -> None:
-    """Put a file in place whole: written beside, flushed to the disk, renamed."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:  # with the permissions of any new file; those of mkstemp are 0600
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _flush_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make renames in a folder outlast a power cut, in their order."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def storable(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Split tensors into those to store and the aliases of tensors that share their memory exactly."""
+    """Split tensors into those to store and the aliases of tensors that share their memory exactly.
+
+    Raises:
+        WeightError: the format cannot hold a tensor; the message names it.
+    """
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     for name, tensor in named.items():
-        key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        reason = safetensors.unstorable(name, tensor)
+        if reason is not None:
+            raise WeightError(f"tensor {name!r} cannot be saved: {reason}")
+        bits = (tensor.is_conj(), tensor.is_neg())
+        key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, bits)
         if tensor.numel() and key in first:
             aliases[name] = first[key]
         else:
             first[key] = name
-            stored[name] = tensor.detach().to("cpu", copy=False).clone(memory_format=torch.contiguous_format)
+            stored[name] = tensor
     return stored, aliases

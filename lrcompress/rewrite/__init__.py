@@ -13,7 +13,7 @@ from lrcompress.rewrite.layers import Dense, Factored, check_factored, is_factor
 from lrcompress.rewrite.layout import memory_format_of, memory_formats, set_memory_format
 from lrcompress.rewrite.plain import merge, multiplied_out, unfuse
 from lrcompress.rewrite.survey import check_weight, count_bytes, count_params, describe, left_out, survey
-from lrcompress.rewrite.swap import fill, named_tensors, replaced, swapped_in
+from lrcompress.rewrite.swap import check_fill, fill, named_tensors, replaced, swapped_in
 from lrcompress.rewrite.transposed import with_linears
 from lrcompress.rewrite.ways import tuned
 
@@ -22,6 +22,7 @@ __all__ = [
     "Factored",
     "check_applied",
     "check_factored",
+    "check_fill",
     "check_fits",
     "check_unfolded",
     "check_weight",

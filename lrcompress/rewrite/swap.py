@@ -63,12 +63,12 @@ def named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], tuple[str, ...]]
     return tensors | extra, tuple(extra)
 
 
-def fill(
-    model: nn.Module,  # hollow, from `replaced`; changed in place
-    tensors: Mapping[str, Tensor],
+def check_fill(
+    model: nn.Module,  # hollow, from `replaced`
+    tensors: Mapping[str, Tensor],  # on the meta device too
     buffers: Iterable[str],  # names that are no keys of the state dict
 ) -> None:
-    """Give every parameter and buffer its stored value; parameters stored as one stay tied.
+    """Check that tensors are those of a model.
 
     Raises:
         PlanError: tensors are missing, unknown, or of another shape; the message names the first of them.
@@ -79,7 +79,6 @@ def fill(
         raise PlanError(
             f"tensor {differing[0]!r} is on one side only ({len(differing)} such): other architecture"
         )
-    values: dict[int, Tensor] = {}
     for name, empty in expected.items():
         stored = tensors[name]
         if stored.shape != empty.shape or stored.is_floating_point() != empty.is_floating_point():
@@ -87,6 +86,17 @@ def fill(
                 f"tensor {name!r} must be {list(empty.shape)} {empty.dtype}, got {list(stored.shape)} "
                 f"{stored.dtype}"
             )
+
+
+def fill(
+    model: nn.Module,  # hollow, from `replaced`; changed in place
+    tensors: Mapping[str, Tensor],  # that `check_fill` took
+) -> None:
+    """Give every parameter and buffer its stored value; parameters stored as one stay tied."""
+    expected, extra = named_tensors(model)
+    values: dict[int, Tensor] = {}
+    for name, empty in expected.items():
+        stored = tensors[name]
         if isinstance(empty, nn.Parameter):
             values.setdefault(id(stored), nn.Parameter(stored, requires_grad=empty.requires_grad))
     filled = {

@@ -7,7 +7,8 @@ from lrcompress.types.coupling import Coupling, Held, Removal, Slot, Wiring
 from lrcompress.types.errors import BudgetError, CompressionError, FormatError, PlanError, WeightError
 from lrcompress.types.folding import Fold, Folding, Uses
 from lrcompress.types.layer import Call, Layer, LowRank, Option, encoder_axes
-from lrcompress.types.plan import Budget, LayerPlan, LeftAlone, Plan, Split, Tradeoff, from_plain, to_plain
+from lrcompress.types.plain import from_plain, to_plain
+from lrcompress.types.plan import Budget, LayerPlan, LeftAlone, Plan, Split, Tradeoff
 from lrcompress.types.recipe import Chaining, GlobalStep, LocalStep, Recipe, Reconstruction
 from lrcompress.types.statistics import LayerStatistics, Refinement
 from lrcompress.types.tuning import LayerTuning, Tuning

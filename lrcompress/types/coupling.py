@@ -74,6 +74,8 @@ class Removal:
     penalty: float = 0.0  # of the group lasso whose shrunk weights are used; 0: least squares
 
     def __post_init__(self) -> None:
+        if not 0 <= self.penalty < math.inf:
+            raise PlanError(f"{self.coupling.name!r}: penalty must be a number >= 0, got {self.penalty}")
         kept, channels = self.kept, self.coupling.channels
         rising = all(a < b for a, b in itertools.pairwise(kept))
         if not kept or not rising or kept[0] < 0 or kept[-1] >= channels:

@@ -12,6 +12,7 @@ SPATIAL_AXES = {"Linear": 0, "Conv1d": 1, "Conv2d": 2, "Conv3d": 3}  # of the ki
 
 # Sizes and counts above this could not be multiplied in float64 without rounding.
 _LARGEST = 2**53
+_LARGEST_ITEM = 16  # bytes: complex128
 
 
 def _whole(name: str, value: object) -> int:
@@ -72,6 +73,8 @@ class Call:
             or min(self.input_size + self.output_size, default=0) < 0
         ):
             raise PlanError(f"sizes must be of equal length, got {self.input_size} and {self.output_size}")
+        if max(math.prod(self.input_size), math.prod(self.output_size)) > _LARGEST:
+            raise PlanError(f"sizes must be at most {_LARGEST}, got {self.input_size} and {self.output_size}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,11 @@ class Layer:
             raise PlanError(f"layer {self.name!r}: {self.kind} cannot have a weight {shape}")
         if self.conv_groups < 1 or shape[0] % self.conv_groups or (axes == 0 and self.conv_groups > 1):
             raise PlanError(f"layer {self.name!r}: a weight {shape} cannot lie in {self.conv_groups} groups")
+        if self.latency < 0 or not 1 <= self.itemsize <= _LARGEST_ITEM:
+            raise PlanError(
+                f"layer {self.name!r}: latency must be >= 0 and itemsize 1 to {_LARGEST_ITEM}, "
+                f"got {self.latency} and {self.itemsize}"
+            )
         if any(len(call.output_size) != axes for call in self.calls):
             raise PlanError(f"layer {self.name!r}: a call of {self.kind} has {axes} spatial sizes")
 

@@ -6,15 +6,13 @@ import dataclasses
 import json
 import math
 import operator
-import types
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from lrcompress.types.coupling import Removal
-from lrcompress.types.errors import BudgetError, CompressionError, PlanError
+from lrcompress.types.errors import BudgetError, PlanError
 from lrcompress.types.layer import Layer, LowRank, Option
+from lrcompress.types.plain import from_plain, parsed, shown, to_plain
 
 PLAN_FORMAT = 5  # raised whenever plans written before could no longer be read
 _ADDED = {"bytes": 0, "saved_bytes": 0}  # fields that the first plans of this format lack
@@ -233,22 +231,32 @@ class Plan:
             PlanError: not a plan, another format, or a choice that a layer cannot take or prices differently.
         """
         try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            fields = parsed(text)
+        except ValueError as error:
             raise PlanError(f"a plan must be JSON: {error}") from None
         found = fields.get("plan_format") if isinstance(fields, dict) else type(fields).__name__
         if type(found) is not int or found != PLAN_FORMAT:
-            raise PlanError(f"plan_format must be {PLAN_FORMAT}, got {found!r}")
+            raise PlanError(f"plan_format must be {PLAN_FORMAT}, got {shown(found)}")
         del fields["plan_format"]
         plan: Plan = from_plain(cls, _ADDED | fields)
-        for entry in plan:
-            config = entry.choice.config
-            priced = entry.layer.option(config) if config else entry.layer.dense
-            if (priced.params, priced.macs) != (entry.choice.params, entry.choice.macs):
-                raise PlanError(
-                    f"layer {entry.layer.name!r}: {config or 'dense'} costs {priced}, got {entry.choice}"
-                )
+        plan._check_sizes()
         return plan
+
+    def _check_sizes(self) -> None:
+        """Refuse sizes that are not those of the plan's own layers."""
+        for entry in self:
+            for option in (entry.choice, *entry.curve):
+                config = option.config
+                priced = entry.layer.option(config) if config else entry.layer.dense
+                if (priced.params, priced.macs) != (option.params, option.macs):
+                    raise PlanError(
+                        f"layer {entry.layer.name!r}: {config or 'dense'} costs {priced}, got {option}"
+                    )
+        planned = sum(entry.layer.params for entry in self)
+        for name, least in (("params", planned), ("macs", 0), ("bytes", 0), ("latency", 0)):
+            total, saved = getattr(self, name), getattr(self, f"saved_{name}", 0)
+            if total < 0 or abs(saved) > total or total - saved < least:
+                raise PlanError(f"{name} must be at least the layers' {least}, got {total} less {saved}")
 
     def __str__(self) -> str:
         width = max([len("layer"), *(len(entry.layer.name) for entry in self)])
@@ -303,46 +311,3 @@ class Plan:
 
 def _ms(nanoseconds: int) -> str:
     return f"{nanoseconds / 1e6:.3f}"
-
-
-def to_plain(value: Any) -> Any:
-    """Return a dataclass as dicts, lists, strings and finite numbers; nan becomes None."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [to_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def from_plain(kind: Any, value: Any, where: str = "plan") -> Any:
-    """Build a value of the type ``kind`` from plain data, the inverse of ``to_plain``.
-
-    Raises:
-        PlanError: a field is missing, unknown or of another type; the message names it.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        members = [member for member in arguments if member is not type(None)]
-        if value is None and len(members) < len(arguments):
-            return None
-        member = float if isinstance(value, float) and float in members else members[-1]
-        return from_plain(member, value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(from_plain(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
-        names = [field.name for field in dataclasses.fields(kind)]
-        if sorted(names) != sorted(value):
-            raise PlanError(f"{where} must have the fields {names}, got {list(value)}")
-        try:
-            values = {name: from_plain(hints[name], value[name], f"{where}.{name}") for name in names}
-            return kind(**values)
-        except CompressionError as error:
-            raise PlanError(f"{where}: {error}") from None
-    if kind is float and value is None:
-        return math.nan
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise PlanError(f"{where} must be {kind}, got {value!r}")

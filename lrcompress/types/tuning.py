@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lrcompress.types.errors import PlanError
-from lrcompress.types.plan import from_plain, to_plain
+from lrcompress.types.plain import from_plain, to_plain
 
 WAYS = ("auto", "fused", "composed", "merged")
 FORMATS = ("as given", "contiguous", "channels_last")

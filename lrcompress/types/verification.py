@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lrcompress.types.plan import to_plain
+from lrcompress.types.plain import to_plain
 
 
 @dataclass(frozen=True)
