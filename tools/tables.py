@@ -1,4 +1,8 @@
-"""Write the tables of README.md from bench/results/*.json, between their markers; --check only compares."""
+"""Write the tables of README.md and docs/ from bench/results/*.json, between markers; --check only compares.
+
+A marker ``<!-- lowrank -->`` names a table and ``bench/results/lowrank.json``; ``<!-- lowrank.avx512 -->`` is
+the same table of ``lowrank.avx512.json``, the results of another processor.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -26,15 +30,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def resnet20() -> str:
+def resnet20(name: str) -> str:
     """Top-1 of every recipe at every budget."""
-    results = read("resnet20")
+    results = read(name)
     budgets = list(dict.fromkeys(row["budget"] for row in results["rows"]))
-    names = list(dict.fromkeys(row["recipe"] for row in results["rows"]))
+    recipes = list(dict.fromkeys(row["recipe"] for row in results["rows"]))
     rows = []
-    for name in names:
-        mine = [row for row in results["rows"] if row["recipe"] == name]
-        rows.append([name, *(f"{row['top1']:.2f} ({row['top1_batchnorm']:.2f})" for row in mine)])
+    for recipe in recipes:
+        mine = [row for row in results["rows"] if row["recipe"] == recipe]
+        rows.append([recipe, *(f"{row['top1']:.2f} ({row['top1_batchnorm']:.2f})" for row in mine)])
     text = table(["recipe", *(f"params {budget}" for budget in budgets)], rows)
     criterion = [f"{row['error']:.4f}" for row in results["rows"] if row["recipe"] == "alds, released"]
     return (
@@ -43,9 +47,9 @@ def resnet20() -> str:
     )
 
 
-def resnet20_data_aware() -> str:
+def resnet20_data_aware(name: str) -> str:
     """Top-1 of each way of using data at every budget."""
-    results = read("resnet20_data_aware")
+    results = read(name)
     budgets = list(dict.fromkeys(row["budget"] for row in results["rows"]))
     rows = []
     for way in dict.fromkeys(row["way"] for row in results["rows"]):
@@ -71,26 +75,26 @@ def peers(name: str, title: str) -> str:
     return f"{table(header, rows)}\n\n{where(results)}"
 
 
-def singular_values() -> str:
+def singular_values(name: str) -> str:
     """All spectra of ResNet-50."""
-    return peers("singular_values", "ResNet-50, 54 weights, groups 1, 2, 4, 8, 16")
+    return peers(name, "ResNet-50, 54 weights, groups 1, 2, 4, 8, 16")
 
 
-def truncated_svd() -> str:
+def truncated_svd(name: str) -> str:
     """Factors of ResNet-50."""
-    return peers("truncated_svd", "ResNet-50, 54 weights, factors of half rank")
+    return peers(name, "ResNet-50, 54 weights, factors of half rank")
 
 
-def plan() -> str:
+def plan(name: str) -> str:
     """Time to plan ResNet20."""
-    results = read("plan")
+    results = read(name)
     rows = [[row["recipe"], f"{row['seconds']:.3f}"] for row in results["rows"]]
     return f"{table(['ResNet20, plan at params 0.5', 'seconds'], rows)}\n\n{where(results)}"
 
 
-def lowrank_conv2d() -> str:
+def lowrank_conv2d(name: str) -> str:
     """The fused convolution in float32, for a batch of 64."""
-    results = read("lowrank_conv2d")
+    results = read(name)
     counts = list(dict.fromkeys(row["threads"] for row in results["rows"]))
     ratios = {"two / ours": "two calls / ours", "dense / ours": "dense / ours"}
     layers: dict[tuple[int, ...], list[str]] = {}
@@ -102,8 +106,8 @@ def lowrank_conv2d() -> str:
         [f"{channels} x {side} x {side}", str(groups), str(rank), *cells]
         for (channels, side, groups, rank), cells in layers.items()
     ]
-    names = [f"{name}, {count} thread{'s' * (count > 1)}" for count in counts for name in ratios.values()]
-    text = table(["layer", "groups", "rank", *names], rows)
+    columns = [f"{ratio}, {count} thread{'s' * (count > 1)}" for count in counts for ratio in ratios.values()]
+    text = table(["layer", "groups", "rank", *columns], rows)
     return f"{text}\n\n{where(results | {'threads': ' and '.join(map(str, counts))})}"
 
 
@@ -125,9 +129,9 @@ NETWORK_RATIOS = {
 }
 
 
-def lowrank() -> str:
+def lowrank(name: str) -> str:
     """Whole networks at half of their MACs; folded dense ones in the better memory format."""
-    results = read("lowrank")
+    results = read(name)
     networks = [dict(row) for row in results["rows"] if "network" in row]
     for row in networks:
         folded = [row[kind] for kind in ("dense folded", "dense folded channels_last") if kind in row]
@@ -135,8 +139,8 @@ def lowrank() -> str:
         if "compiled" in row:
             row["compiled / folded"] = row["compiled"] / row.get("tuned folded", row["tuned"])
     columns = {
-        kind: name
-        for kind, name in (NETWORK_COLUMNS | NETWORK_RATIOS).items()
+        kind: title
+        for kind, title in (NETWORK_COLUMNS | NETWORK_RATIOS).items()
         if any(kind in row for row in networks)
     }
     rows = [
@@ -150,17 +154,17 @@ def lowrank() -> str:
     return f"{table(['ms for inputs', 'threads', *columns.values()], rows)}\n\n{where(results)}"
 
 
-def minilm() -> str:
+def minilm(name: str) -> str:
     """Cosine and nearest neighbours of the sentence encoder."""
-    results = read("minilm")
+    results = read(name)
     shares = sorted({row["share"] for row in results["rows"]}, reverse=True)
     rows = []
-    for name in dict.fromkeys(row["recipe"] for row in results["rows"]):
-        mine = {row["share"]: row for row in results["rows"] if row["recipe"] == name}
+    for recipe in dict.fromkeys(row["recipe"] for row in results["rows"]):
+        mine = {row["share"]: row for row in results["rows"] if row["recipe"] == recipe}
         cells = [
             f"{mine[s]['cosine']:.3f} ({100 * mine[s]['nearest']:.1f} %)" if s in mine else "" for s in shares
         ]
-        rows.append([name, *cells])
+        rows.append([recipe, *cells])
     header = ["recipe", *(f"linear layers {share}" for share in shares)]
     calibration, evaluation = results["calibration"], results["evaluation"]
     return (
@@ -170,9 +174,9 @@ def minilm() -> str:
     )
 
 
-def lenet() -> str:
+def lenet(name: str) -> str:
     """Errors of both networks: a row a way, a column a network and budget."""
-    results = read("lenet")
+    results = read(name)
     cases = list(dict.fromkeys((row["network"], row["budget"]) for row in results["rows"]))
     shrunk = {row["way"] for row in results["rows"] if not row["debias"]}  # low rank has no such variant
     rows = []
@@ -186,14 +190,14 @@ def lenet() -> str:
                     cells.append(f"{row['error']:.2f}{more}")
         kind = f", {'debiased' if debias else 'shrunk'}" if way in shrunk else ""
         rows.append([way + kind, *cells])
-    dense = ", ".join(f"{name} {error:.2f} %" for name, error in results["dense"].items())
-    header = ["chaining", *(f"{name}, params {budget}" for name, budget in cases)]
+    dense = ", ".join(f"{network} {error:.2f} %" for network, error in results["dense"].items())
+    header = ["chaining", *(f"{network}, params {budget}" for network, budget in cases)]
     return f"{table(header, rows)}\n\nDense: {dense}. torch {results['versions']['torch']}"
 
 
-def group_lasso() -> str:
+def group_lasso(name: str) -> str:
     """Speed-ups over the best peer along a path; what a peer was not given time for is a bound."""
-    results = read("group_lasso")
+    results = read(name)
     columns = {
         "speed-up over the best peer": "problem, outputs x inputs",
         "sparse half, 1e-06": "sparse half",
@@ -209,9 +213,9 @@ def group_lasso() -> str:
     return f"{table(list(columns.values()), rows)}\n\n{where(results)}"
 
 
-def autocorrelation() -> str:
+def autocorrelation(name: str) -> str:
     """Speed-ups over stored patches, and memory."""
-    results = read("autocorrelation")
+    results = read(name)
     rows = [
         [row["layer"], f"{row['speedup']:.1f}", f"{memory:.1f}" if (memory := row["memory / input"]) else ""]
         for row in results["rows"]
@@ -221,16 +225,60 @@ def autocorrelation() -> str:
     return f"{table(header, rows)}\n\n{where(results)}"
 
 
-def resnet20_lnr() -> str:
+def resnet20_lnr(name: str) -> str:
     """Top-1 of removed channels, of low rank, and of both."""
-    results = read("resnet20_lnr")
+    results = read(name)
     budgets = sorted({row["budget"] for row in results["rows"]}, reverse=True)
     rows = []
-    for name in dict.fromkeys(row["recipe"] for row in results["rows"]):
-        cells = {row["budget"]: f"{row['top1']:.2f}" for row in results["rows"] if row["recipe"] == name}
-        rows.append([name, *(cells.get(budget, "") for budget in budgets)])
+    for recipe in dict.fromkeys(row["recipe"] for row in results["rows"]):
+        cells = {row["budget"]: f"{row['top1']:.2f}" for row in results["rows"] if row["recipe"] == recipe}
+        rows.append([recipe, *(cells.get(budget, "") for budget in budgets)])
     header = ["ResNet20, channels removed", *(f"params {budget}" for budget in budgets)]
     return f"{table(header, rows)}\n\nDense: {results['dense']:.2f} %. torch {results['torch']}"
+
+
+def summary(_: str) -> str:
+    """What each method keeps of ResNet20, by parameters kept: one column a method."""
+    aware = {
+        row["budget"]: row for row in read("resnet20_data_aware")["rows"] if row["way"] == "activation_aware"
+    }
+    plain = {(row["recipe"], row["budget"]): row for row in read("resnet20")["rows"]}
+    lnr = {
+        row["budget"]: row for row in read("resnet20_lnr")["rows"] if row["recipe"] == "bottom-up+top-down"
+    }
+    header = ["parameters kept", "`activation_aware()`", "`alds()`, no data", "`alds()`, batch norm renewed"]
+    header += ["`lnr()`", "`lrank()`, batch norm renewed", "`svd()`, batch norm renewed"]
+    rows = []
+    for budget in (0.7, 0.5, 0.35, 0.25):
+        alds = plain["alds, released", budget]
+        cells = [aware[f"params {budget}"]["top1"], alds["top1"], alds["top1_batchnorm"], lnr[budget]["top1"]]
+        cells += [plain[recipe, budget]["top1_batchnorm"] for recipe in ("lrank", "svd")]
+        rows.append([f"{100 * budget:.0f} %", *(f"{cell:.1f}" for cell in cells)])
+    return f"{table(header, rows)}\n\nDense: {read('resnet20')['dense']:.1f} %."
+
+
+def speeds(name: str) -> str:
+    """Whole networks at half of their MACs on one thread: the best dense time over ours, both folded."""
+    results = read(name.replace("speeds", "lowrank"))
+    rows = []
+    for row in results["rows"]:
+        if row.get("threads") != 1 or "network" not in row:
+            continue
+        network, inputs = row["network"][:-1].split(", [")
+        ours = row.get("tuned folded", row["tuned"])
+        folded = [row[kind] for kind in ("dense folded", "dense folded channels_last") if kind in row]
+        dense = min(folded or [row[kind] for kind in ("dense", "dense channels_last") if kind in row])
+        compiled = f"{row['compiled'] / ours:.2f}" if "compiled" in row else ""
+        cells = [f"{dense:.1f}", f"{ours:.1f}", f"{dense / ours:.2f}", compiled]
+        rows.append([f"{network}, {inputs.replace(', ', ' x ')}", *cells])
+    header = [
+        "network, inputs",
+        "dense, ms",
+        "ours, ms",
+        "dense / ours",
+        "`torch.compile` of the factors / ours",
+    ]
+    return f"{table(header, rows)}\n\n{where(results)}"
 
 
 TABLES = {
@@ -246,23 +294,40 @@ TABLES = {
     "plan": plan,
     "lowrank_conv2d": lowrank_conv2d,
     "lowrank": lowrank,
+    "summary": summary,
+    "speeds": speeds,
 }
+
+
+def filled(text: str) -> str:
+    """Return a document with each table made anew.
+
+    Raises:
+        ValueError: a marker of no known table, or one without its end.
+    """
+    for name in re.findall(r"<!-- ([\w.]+) -->", text):
+        kind = name.split(".")[0]
+        parts = re.split(rf"(<!-- /?{re.escape(name)} -->)", text)
+        if kind not in TABLES or len(parts) != 5:
+            raise ValueError(f"{name}: no such table, or its markers do not stand there once each")
+        text = "".join([*parts[:2], f"\n{TABLES[kind](name)}\n", *parts[3:]])
+    return text
 
 
 def main() -> int:
     """Rewrite or compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail where README.md differs from the results")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where a document would change"
+    )
     check = parser.parse_args().check
-    before = text = README.read_text()
-    for name, make in TABLES.items():
-        parts = re.split(rf"(<!-- /?{name} -->)", text)
-        if len(parts) != 5:
-            sys.exit(f"README.md must hold both markers of {name} once")
-        text = "".join([*parts[:2], f"\n{make()}\n", *parts[3:]])
-    if check and text != before:
-        sys.exit("README.md differs from bench/results: run tools/readme_tables.py")
-    README.write_text(text)
+    for document in DOCUMENTS:
+        before = document.read_text()
+        after = filled(before)
+        if check and after != before:
+            sys.exit(f"{document.name} differs from bench/results: run tools/tables.py")
+        if not check:
+            document.write_text(after)
     return 0
 
 
