@@ -1,4 +1,4 @@
-"""The artefact on disk: a folder with config.json and one safetensors file. docs/format.md states the rules."""
+"""The artefact on disk: a folder with config.json and one safetensors file; docs/format.md has the rules."""
 
 from __future__ import annotations
 
