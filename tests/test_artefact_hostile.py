@@ -1,12 +1,19 @@
 """An artefact that was damaged or changed is refused: never a crash, never a silently wrong model."""
 
 import json
+import os
+import pickle
+import shutil
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from golden_models import Narrowed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_artefact import CONFIG, Net, assert_same, compressed
+from test_golden import GOLDEN
 from torch import nn
 
 import lrcompress as lrc
@@ -174,4 +181,74 @@ def test_other_texts_are_no_artefacts(saved, text):
         lrc.load_plan(folder)
 
 
-# ---- replacing an artefact ----
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ((1, "coupling", "channels"), 2**26),
+        ((1, "coupling", "channels"), 2**40),
+        ((1, "coupling", "consumers", 0, "width"), 2**40),
+        ((1, "coupling", "consumers", 0, "offset"), 2**40),
+        ((2, "coupling", "followers", 0, "width"), 2**26),
+        ((1, "coupling", "producers"), ["0", "2"]),
+        ((1, "coupling", "consumers", 0, "name"), "5"),
+        ((0, "coupling", "channels"), 11),
+        ((0, "coupling", "consumers"), [{"name": name, "offset": 0, "width": 1} for name in ("0", "2")]),
+        ((0, "coupling", "consumers", 0, "width"), 2),
+        ((1, "penalty"), -1.0),
+    ],
+    ids=str,
+)
+def test_removals_are_compared_with_the_model_before_anything_is_listed(tmp_path, path, wrong):
+    """Both when a model is loaded and when one is made by the plan."""
+    shutil.copytree(GOLDEN / "removal", tmp_path / "out")
+    plan = json.loads((tmp_path / "out" / CONFIG).read_text())["plan"]
+    inner = plan["removals"]
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = wrong
+    rewrite_config(tmp_path / "out", {"plan": plan})
+    start = time.monotonic()
+    with pytest.raises(lrc.CompressionError):
+        lrc.load(tmp_path / "out", Narrowed().eval())
+    with pytest.raises(lrc.CompressionError):
+        lrc.apply(Narrowed().eval(), lrc.load_plan(tmp_path / "out"), batches=[torch.randn(64, 12)])
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("last", ["head", "5"])
+def test_a_model_without_a_layer_whose_channels_went_is_refused_by_name(last):
+    other = nn.Sequential()
+    for name, module in Narrowed().eval().named_children():
+        if name != "5":
+            other.add_module(name, module)
+    other.add_module(last, nn.Linear(8, 6) if last != "5" else nn.Identity())
+    with pytest.raises(lrc.PlanError, match="'5'"):
+        lrc.load(GOLDEN / "removal", other)
+
+
+def test_messages_are_short_whatever_they_name():
+    for text in ("x" * 10**6, "ü" * 10**5, "\ud800" * 10**4):
+        error = lrc.PlanError(f"begin {text} end")
+        assert len(str(error).encode("utf-8", "backslashreplace")) < 2000
+        assert str(error).startswith("begin ")
+        assert str(error).endswith(" end")
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(lrc.PlanError("short")) == "short"
+
+
+def test_pipes_and_devices_are_refused_at_once(saved, tmp_path):
+    model, _, folder = saved
+    weights = next(folder.glob("model-*"))
+    for path in (weights, folder / CONFIG):
+        kept = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        assert_refused(folder, model)
+        for target in ("/dev/zero", "/dev/tty", tmp_path):
+            path.unlink()
+            path.symlink_to(target)
+            assert_refused(folder, model)
+        path.unlink()
+        (tmp_path / path.name).write_bytes(kept)
+        path.symlink_to(tmp_path / path.name)  # as hubs store files
+        lrc.load(folder, model)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import os
 import struct
 import subprocess
 import sys
@@ -129,6 +131,15 @@ def test_what_cannot_be_stored_is_refused_by_name_before_anything_is_written(tmp
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["__metadata__", "\ud800"], ids=ascii)
+def test_a_name_that_cannot_be_stored_is_refused(tmp_path, name):
+    small, plan = lrc.compress(nn.Sequential(nn.Linear(8, 8)).eval(), lrc.Budget(params=0.9))
+    small.register_buffer(name, torch.ones(2))
+    with pytest.raises(lrc.WeightError, match="cannot hold its name"):
+        lrc.save(small, plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_tensors_that_share_memory_but_not_their_bits_are_two(tmp_path):
     model = nn.Sequential(nn.Linear(8, 8)).eval()
     small, plan = lrc.compress(model, lrc.Budget(params=0.9))
@@ -190,6 +201,24 @@ def test_tensors_are_aligned_as_torch_s_own(tmp_path):
 
 
 # ---- hostile headers ----
+
+
+def test_a_file_of_holes_is_compared_with_the_model_before_it_is_read(tmp_path):
+    """A terabyte of zeros takes no room on the disk."""
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    small, plan = lrc.compress(model, lrc.Budget(params=0.9))
+    lrc.save(small, plan, tmp_path)
+    (path,) = tmp_path.glob("model-*")
+    shapes = {name: list(tensor.shape) for name, tensor in small.state_dict().items()}
+    entries, end = {}, 0
+    for name, shape in (shapes | {"0.U": [2**38]}).items():
+        begin, end = end, end + 4 * math.prod(shape)
+        entries[name] = entry(shape=shape, offsets=(begin, end))
+    header = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path, 8 + len(header) + end)
+    with pytest.raises(lrc.FormatError, match=r"tensor '0.U' must be"):
+        lrc.load(tmp_path, model)
 
 
 def entry(dtype="F32", shape=(2,), offsets=(0, 8)) -> dict:

@@ -52,8 +52,8 @@ _AXES = 64  # that torch can index
 
 def unstorable(name: str, tensor: Tensor) -> str | None:
     """Say why the format cannot hold a tensor; None where it can."""
-    if name == _METADATA:
-        return "its name is one that the format keeps for itself"
+    if name == _METADATA or not _is_text(name):
+        return "the format cannot hold its name"
     if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
         return (
             f"it is a {type(tensor).__module__}.{type(tensor).__name__}, whose values are not its own memory"
@@ -64,6 +64,10 @@ def unstorable(name: str, tensor: Tensor) -> str | None:
     if tensor.dtype not in _NAMES:
         return f"it is of type {tensor.dtype}"
     return "it is on the meta device and holds no values" if tensor.is_meta else None
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def write(

@@ -44,20 +44,16 @@ def removed(
 
 @dataclass
 class Cut:
-    """What goes from one module, and how many indices the couplings say that it has."""
+    """What goes from one module, by kind: "rows", "columns" or "channels"."""
 
-    gone: dict[str, set[int]] = field(default_factory=dict)  # of "rows", "columns" or "channels"
-    known: dict[str, int] = field(default_factory=dict)
-
-    def add(self, kind: str, removal: Removal, slot: Slot) -> None:
-        """Add the indices that a removal takes from a slot of the module."""
-        end = slot.offset + removal.coupling.channels * slot.width
-        self.gone.setdefault(kind, set()).update(removal.gone(slot))
-        self.known[kind] = max(self.known.get(kind, 0), end)
+    gone: dict[str, set[int]] = field(default_factory=dict)
+    owned: dict[str, list[range]] = field(default_factory=dict)  # by one removal each
 
 
 def check_fits(model: nn.Module, removals: Sequence[Removal]) -> dict[str, Cut]:
     """Return what goes from each module.
+
+    Sizes are compared with the module's before any index is listed: a plan can claim any number of channels.
 
     Raises:
         PlanError: two removals share a coupling, or one does not fit the model; the message names the module.
@@ -65,25 +61,23 @@ def check_fits(model: nn.Module, removals: Sequence[Removal]) -> dict[str, Cut]:
     names = [removal.coupling.name for removal in removals]
     if len(set(names)) < len(names):
         raise PlanError(f"each coupling can be reduced once, got {names}")
-    modules, cuts = dict(model.named_modules()), _cuts(removals)
-    for name, cut in cuts.items():
-        _check(name, modules.get(name), cut)
-    return cuts
-
-
-def _cuts(removals: Sequence[Removal]) -> dict[str, Cut]:
-    """Collect what goes from each module."""
-    cuts: dict[str, Cut] = {}
+    modules, cuts = dict(model.named_modules()), dict[str, Cut]()
     for removal in removals:
         coupling = removal.coupling
+        whole = not coupling.producers  # all inputs of one layer
+        if whole and len(coupling.consumers) != 1:
+            raise PlanError(f"{coupling.name!r} must be read by one layer, got {list(coupling.consumers)}")
         rows = tuple(Slot(name) for name in coupling.producers)
-        for kind, slots in (
-            ("rows", rows),
-            ("channels", coupling.followers),
-            ("columns", coupling.consumers),
-        ):
-            for slot in slots:
-                cuts.setdefault(slot.name, Cut()).add(kind, removal, slot)
+        places = (("rows", rows), ("channels", coupling.followers), ("columns", coupling.consumers))
+        for kind, slot in ((kind, slot) for kind, slots in places for slot in slots):
+            owned = range(slot.offset, slot.offset + coupling.channels * slot.width)
+            _check(slot.name, modules.get(slot.name), kind, owned, whole or kind == "rows")
+            cut = cuts.setdefault(slot.name, Cut())
+            taken = cut.owned.setdefault(kind, [])
+            if any(max(owned.start, other.start) < min(owned.stop, other.stop) for other in taken):
+                raise PlanError(f"{kind} {owned} of {slot.name!r} are removed twice")
+            taken.append(owned)
+            cut.gone.setdefault(kind, set()).update(removal.gone(slot))
     return cuts
 
 
@@ -98,17 +92,15 @@ def _sizes(module: nn.Module) -> dict[str, int]:
     return {"channels": module.num_features} if isinstance(module, _BatchNorm) else {}
 
 
-def _check(name: str, module: nn.Module | None, cut: Cut) -> None:
-    """Refuse a module that is missing, of another kind, or of another size than the couplings say."""
+def _check(name: str, module: nn.Module | None, kind: str, owned: range, whole: bool) -> None:
+    """Refuse a module that is missing, of another kind, or of another size than a coupling says."""
     if module is None:
         raise PlanError(f"channels are to be removed from {name!r}, the model has no module of that name")
-    sizes = _sizes(module)
-    for kind, known in cut.known.items():
-        size = sizes.get(kind, 0)
-        if size < known or (kind == "rows" and size > known):
-            raise PlanError(
-                f"{name!r} must have {known} {kind} to remove from, got {type(module).__name__} with {size}"
-            )
+    size = _sizes(module).get(kind, 0)
+    if size < owned.stop or (whole and owned != range(size)):
+        raise PlanError(
+            f"{name!r} must have {owned.stop} {kind} to remove from, got {type(module).__name__} with {size}"
+        )
 
 
 def _stay(count: int, gone: set[int], like: Tensor) -> Tensor:

@@ -18,11 +18,11 @@ from lrcompress.types.errors import CompressionError, PlanError
 LONGEST_JSON = 64 << 20  # characters: a plan takes some kB a layer
 _DEEPEST = 64  # what is written here nests 8 deep
 # Of a whole number: products of several still fit a float, and no network has so many of anything.
-LARGEST = 10**30
+LARGEST = 2**100
 
 
 def parsed(text: str | bytes) -> Any:
-    """Read JSON as RFC 8259 has it: no nan or infinity, no name twice, and not deep or long without end.
+    """Read JSON as RFC 8259 has it: no nan or infinity, no name twice, no half characters, and not endless.
 
     Raises:
         ValueError: it is not that.
@@ -33,7 +33,10 @@ def parsed(text: str | bytes) -> Any:
         text = text.decode()
     if _depth(text) > _DEEPEST:
         raise ValueError(f"JSON must nest at most {_DEEPEST} deep")
-    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)
+    value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)
+    if re.search(r"\\u[dD][89a-fA-F]", text):  # half a character is no text: it could not be written anywhere
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _depth(text: str) -> int:
@@ -67,11 +70,17 @@ def shown(value: object) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """Return a dataclass as dicts, lists, strings and finite numbers; nan becomes None."""
+    """Return a dataclass as dicts, lists, strings and finite numbers; nan becomes None.
+
+    Raises:
+        PlanError: a number is infinite.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
+    if isinstance(value, float) and math.isinf(value):
+        raise PlanError(f"a plan cannot hold {value}")
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -106,7 +115,7 @@ def from_plain(kind: Any, value: Any, where: str = "plan") -> Any:
     if kind is float and value is None:
         return math.nan
     if kind in (int, float) and isinstance(value, int | float) and not abs(value) <= LARGEST:
-        raise PlanError(f"{where} must be at most {LARGEST:.0e}, got {shown(value)}")
+        raise PlanError(f"{where} must be at most 2**100, got {shown(value)}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lrcompress.types.coupling import Removal
 from lrcompress.types.errors import BudgetError, PlanError
 from lrcompress.types.layer import Layer, LowRank, Option
-from lrcompress.types.plain import from_plain, parsed, shown, to_plain
+from lrcompress.types.plain import LARGEST, from_plain, parsed, shown, to_plain
 
 PLAN_FORMAT = 5  # raised whenever plans written before could no longer be read
 _ADDED = {"bytes": 0, "saved_bytes": 0}  # fields that the first plans of this format lack
@@ -48,8 +48,8 @@ class Budget:
             value = operator.index(value)  # NumPy's integers too
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise BudgetError(f"{name} must be a finite number, got {value!r}")
-        if value <= 0:
-            raise BudgetError(f"{name} must be positive, got {value}")
+        if not 0 < value <= LARGEST:
+            raise BudgetError(f"{name} must be positive and no larger than any network, got {value}")
         if name.startswith("latency"):
             value = float(value)
         if isinstance(value, float) and value > 1 and name != "latency_ms":
