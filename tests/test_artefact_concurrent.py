@@ -150,6 +150,17 @@ def test_any_number_of_savers_and_readers_some_of_them_killed(saved):
     assert_same(lrc.load(folder, model), small)
 
 
+def test_the_first_savers_of_a_folder_take_one_another_for_no_stranger(saved, tmp_path):
+    model, small, there = saved
+    plan = lrc.load_plan(there)
+    for i in range(5):
+        folder = tmp_path / str(i)
+        children = [forked(lambda: lrc.save(small, plan, folder)) for _ in range(4)]  # noqa: B023
+        assert [ended(child) for child in children] == [0] * 4
+        assert len(weights_files(folder)) == 1
+        assert_same(lrc.load(folder, model), small)
+
+
 @pytest.mark.parametrize("step", range(6))
 def test_a_whole_save_at_any_step_of_another_breaks_neither(saved, monkeypatch, step):
     """Even where the second does not get the lock, as when the first was stopped."""

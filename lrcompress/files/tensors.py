@@ -218,7 +218,10 @@ def _read_into(file: io.BufferedReader, memory: memoryview) -> None:
     """Fill memory from a file."""
     filled = 0
     while filled < len(memory):
-        count = file.readinto(memory[filled:])
+        try:
+            count = file.readinto(memory[filled:])
+        except OSError as error:  # of the disk or the network
+            raise FormatError(f"the file cannot be read: {error.strerror}") from None
         if not count:
             raise FormatError("the file ends too early")
         filled += count
