@@ -143,15 +143,11 @@ def refined(
         behind = calibrate.what_follows(model, dense, lambda: calibrate.run(model, held[0]))
         names = calibrate.in_order_of_calls(model, list(configs), held)
         for done, name in enumerate(names, 1):
-            moments = calibrate.grouped_moments(model, wide, [name], held)[name]
-            norm = behind[name].norm
-            _fit(
-                wide.get_submodule(name),
-                *configs[name],
-                moments,
-                None if norm is None else wide.get_submodule(norm),
-                how,
-            )
+            moments = calibrate.grouped_moments(model, wide, [name], held).get(name)
+            norm = behind[name].norm if name in behind else None
+            if moments is not None:  # the compressed prefix may route everything past a layer
+                last = None if norm is None else wide.get_submodule(norm)
+                _fit(wide.get_submodule(name), *configs[name], moments, last, how)
             if progress:
                 progress(done, len(names))
         return wide
@@ -178,22 +174,32 @@ def _fit(
     """Give a layer its fitted weight, and make its mean output right, in place."""
     if not isinstance(module, rewrite.Dense):
         raise PlanError(f"only dense layers are fitted, got {type(module).__name__}")
-    old_bias = torch.zeros(layer.out_channels) if module.bias is None else module.bias.detach().cpu()
-    biases = old_bias.double().unflatten(0, (len(moments), -1))
     movable = how.bias and (module.bias is not None or norm is not None)
-    if movable:
-        known = [m.centred[:2] for m in moments]
-    else:
-        known = [(m.xx, m.yx - b[:, None] * m.x) for m, b in zip(moments, biases, strict=True)]
-    xx, yx = (torch.stack(parts) for parts in zip(*known, strict=True))
-    weight = fitted_weight(layer, module.weight.cpu(), config, xx, yx, how)
-    module.weight.data = weight.to(module.weight)
+    known = [(m.covariance, m.missing) if movable else (m.xx, m.ex) for m in moments]
+    xx = torch.stack([R + m.noise.diag() for (R, _), m in zip(known, moments, strict=True)])
+    missing = torch.stack([crossed for _, crossed in known])
+    weight = fitted_weight(layer, module.weight.cpu(), config, xx, missing, how)
+    _set(layer.name, module.weight, weight)
     if not movable:
         return
-    means = torch.stack([m.x for m in moments])
-    given = torch.einsum("god,gd->go", weight.flatten(1).unflatten(0, (len(moments), -1)), means)
-    bias = (torch.stack([m.y for m in moments]) - given).flatten()
+    rows = module.weight.detach().double().cpu().flatten(1).unflatten(0, (len(moments), -1))
+    bias = torch.cat([m.bias_of(W) for m, W in zip(moments, rows, strict=True)])
     if module.bias is not None:
-        module.bias.data = bias.to(module.bias)
+        _set(layer.name, module.bias, bias)
     elif norm is not None:
         calibrate.shift_mean(norm, bias)
+
+
+def _set(name: str, parameter: Tensor, value: Tensor) -> None:
+    """Put a fitted value in its place.
+
+    Raises:
+        CompressionError: the parameter's type does not hold it.
+    """
+    fitted = value.to(parameter)
+    if not fitted.isfinite().all():
+        largest = float(value.abs().max())
+        raise CompressionError(
+            f"layer {name!r}: {parameter.dtype} does not hold its fit, up to {largest:.3g}"
+        )
+    parameter.data = fitted

@@ -1,5 +1,6 @@
 """Linear Neural Reconstruction: budgets met, weights optimal, artefacts whole, strategies as defined."""
 
+import copy
 import dataclasses
 import itertools
 import typing
@@ -206,22 +207,31 @@ def test_moments_are_those_of_the_patches_that_a_layer_multiplies(layer):
     expected = layer(x).detach()
     expected = expected if isinstance(layer, nn.Linear) else expected.movedim(1, -1)
     torch.testing.assert_close(y, expected.reshape(y.shape))
-    model = nn.Sequential(layer)
-    moments = calibrate.cross_moments(model, model, ["0"], [x[:3], x[3:]])["0"]
+    given = copy.deepcopy(layer)
+    given.weight.data += torch.randn_like(given.weight)
+    e = rows @ (layer.weight - given.weight).detach().flatten(1).T
+    models = nn.Sequential(layer), nn.Sequential(given)
+    moments = calibrate.cross_moments(*models, ["0"], [x[:3], x[3:]])["0"]
     torch.testing.assert_close(moments.xx, rows.T @ rows / len(rows))
-    torch.testing.assert_close(moments.yx, y.T @ rows / len(rows))
     torch.testing.assert_close(moments.x, rows.mean(0))
-    torch.testing.assert_close(moments.y, y.mean(0))
-    torch.testing.assert_close(moments.yy, y.square().mean(0))
+    torch.testing.assert_close(moments.ex, e.T @ rows / len(rows))
+    torch.testing.assert_close(moments.e, e.mean(0))
+    torch.testing.assert_close(moments.ee, e.square().mean(0))
+    _, yx, yy = moments.centred
+    centred = y - y.mean(0)
+    torch.testing.assert_close(yx, centred.T @ (rows - rows.mean(0)) / len(rows))
+    torch.testing.assert_close(yy, centred.square().mean(0))
+    torch.testing.assert_close(moments.bias_of(layer.weight.detach().flatten(1)), moments.bias)
 
 
 def test_moments_are_of_outputs_before_anything_writes_to_them():
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)).double()
     x = torch.randn(40, 6, dtype=torch.float64)
-    y = model[0](x).detach()
-    found = calibrate.cross_moments(model, model, ["0", "2"], [x[:10], x[10:]])["0"]
-    torch.testing.assert_close(found.y, y.mean(0))
-    torch.testing.assert_close(found.yx, y.T @ x / len(x))
+    given = copy.deepcopy(model)
+    given[0].bias.data += 1.0
+    found = calibrate.cross_moments(model, given, ["0", "2"], [x[:10], x[10:]])["0"]
+    torch.testing.assert_close(found.e, -torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(found.ex, -x.mean(0).expand(5, 6))
 
 
 def test_path_falls_and_its_errors_are_those_of_the_best_fit():

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrcompress.factorize.encoders import RIDGE, expanded, group_encoders, patch_order
+from lrcompress import ops
+from lrcompress.factorize.encoders import expanded, group_encoders, patch_order
 from lrcompress.factorize.fold import fold
 from lrcompress.factorize.svd import option_rows, option_table
 from lrcompress.types import Layer, PlanError
@@ -85,7 +86,7 @@ class ActivationAware:
         return LayerStatistics(eye, torch.zeros(layer.conv_groups, side, dtype=torch.float64), samples=1)
 
     def _table(self, layer: Layer, weight: Tensor, known: LayerStatistics) -> OptionTable:
-        moments = (known.covariance if self.centred else known.autocorrelation).to(weight.device)
+        moments = self._moments(known).to(weight.device)
         weight = _weighted(weight, self._metric(layer, known))
         W = weight.flatten(1).unflatten(0, (layer.conv_groups, -1))
         found: list[FloatArray] = []
@@ -100,6 +101,13 @@ class ActivationAware:
                 found.append(option_rows(layer, scheme, k, ranks, errors))
         total = float(((W @ moments) * W).sum())
         return option_table(layer, [self._scaled(rows, total, known.share) for rows in found])
+
+    def _moments(self, known: LayerStatistics) -> Tensor:  # [conv_groups, d, d]
+        """Return the inputs' moments; what rounding took from their eigenvalues is added."""
+        moments = known.covariance if self.centred else known.autocorrelation
+        powers = known.autocorrelation.diagonal(dim1=1, dim2=2)
+        made = [ops.definite(S, power=power).moment for S, power in zip(moments, powers, strict=True)]
+        return torch.stack(made)
 
     def _metric(
         self, layer: Layer, known: LayerStatistics
@@ -141,7 +149,7 @@ class ActivationAware:
         for rank in ranks:
             E = expanded(encoders[:, : int(rank)], order)
             codes, crossed = E @ moment @ E.mT, wanted @ E.mT
-            losses.append(max(0.0, total - _explained(codes, crossed)))
+            losses.append(max(0.0, total - ops.explained(codes, crossed)))
         return np.array(losses)
 
     def _scaled(self, rows: FloatArray, total: float, branch: float) -> FloatArray:
@@ -170,16 +178,6 @@ def _spread(full: int, count: int) -> FloatArray:
     if full < 1:
         return np.zeros(0, dtype=np.int64)
     return np.unique(np.linspace(1, full, min(full, count)).round().astype(np.int64))
-
-
-def _explained(codes: Tensor, crossed: Tensor) -> float:
-    """Return the energy of the outputs' projection on the codes, tr(C K^-1 C^T)."""
-    scale = codes.diagonal().mean()
-    if not scale > 0:
-        return 0.0
-    eye = torch.eye(len(codes), dtype=codes.dtype, device=codes.device)
-    factor = torch.linalg.cholesky(codes + RIDGE * scale * eye)
-    return float(torch.linalg.solve_triangular(factor, crossed.mT, upper=False).square().sum())
 
 
 def _tails(folded: Tensor, inputs: Tensor, encoders: Tensor, groups: int) -> FloatArray:  # [full rank]

@@ -11,11 +11,6 @@ import torch
 from torch import Tensor
 
 from lrcompress import ops
-from lrcompress.types import CompressionError
-
-# Of the mean variance of the kept inputs: what is added to the diagonal before it is inverted. It makes the
-# refit of inputs that depend on each other unique, and is far below what the samples resolve.
-_RIDGE = 1e-9
 
 _AT_ONCE = 6  # penalties that are solved before asking whether the path has gone far enough
 
@@ -45,8 +40,7 @@ class ColumnProblem:
     def error(self, kept: Sequence[int]) -> float:
         """Return the variance of the outputs that the kept channels cannot give."""
         columns = torch.isin(self.channel, torch.tensor(kept))
-        fitted = fitted_columns(self.xx[columns][:, columns], self.yx[:, columns])
-        return max(0.0, self.yy - float((fitted * self.yx[:, columns]).sum()))
+        return max(0.0, self.yy - ops.explained(self.xx[columns][:, columns], self.yx[:, columns]))
 
 
 def problem_of(consumers: Sequence[Consumer], channels: int) -> ColumnProblem:
@@ -74,20 +68,22 @@ class Support:
     penalty: float  # at which the path has it; 0: everything is kept
 
 
-def fitted_columns(
-    xx: Tensor,  # [kept, kept]
-    yx: Tensor,  # [out, kept]
-) -> Tensor:  # [out, kept]
-    """Return the least-squares weight ``E[y x^T] E[x x^T]^-1``."""
-    if not len(xx):
-        return torch.zeros_like(yx)
-    ridge = _RIDGE * float(xx.diagonal().mean()) or 1.0
-    factor, failed = torch.linalg.cholesky_ex(xx + ridge * torch.eye(len(xx), dtype=xx.dtype))
-    if int(failed):
-        raise CompressionError(
-            f"the inputs' covariance must be positive definite, pivot {int(failed)} is not"
-        )
-    return torch.cholesky_solve(yx.T, factor).T
+def refitted(
+    weight: Tensor,  # W, [out, d]
+    goes: Tensor,  # bool [d]
+    xx: Tensor,  # [d, d], covariance of the inputs
+    missing: Tensor,  # [out, d], covariance of y - W x and x
+    noise: Tensor,  # [d], variances of inputs that say nothing
+) -> Tensor:  # [out, d]
+    """Return the least-squares weight without some columns: the others give what these gave and is missing.
+
+    Where nothing is missing and nothing goes, W itself comes back.
+    """
+    kept = ~goes
+    lacking = (missing + weight[:, goes] @ xx[goes])[:, kept]
+    fitted = torch.zeros_like(weight)
+    fitted[:, kept] = weight[:, kept] + ops.least_squares(xx[kept][:, kept] + noise[kept].diag(), lacking)
+    return fitted
 
 
 def supports(problem: ColumnProblem, penalties: int, smallest: float) -> list[Support]:

@@ -1,4 +1,4 @@
-"""Encoders that keep what the outputs need, as the inputs' second moment tells; decoders by least squares."""
+"""Encoders that keep what the outputs need, as the inputs' second moment tells."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from lrcompress.types import Layer, encoder_axes
 
 # Directions of the inputs below this share of the strongest are rounding, not signal.
 _CUT = 1e-10
-# Of the mean variance of a layer's codes: added to the diagonal of what least squares inverts. Prevents
-# amplification where codes depend on each other; far below what a calibration set resolves.
-RIDGE = 1e-6
 
 
 def patch_order(layer: Layer, scheme: int) -> Tensor:  # int64 [decoder area, in / conv_groups * encoder area]
@@ -61,16 +58,3 @@ def expanded(
     for position in range(area):
         whole[position][:, order[position]] = block
     return torch.flatten(whole, 0, 1)
-
-
-def least_squares(
-    xx: Tensor,  # [n, n], second moment of the codes
-    yx: Tensor,  # [out, n], of outputs and codes
-) -> Tensor:  # [out, n]
-    """Return yx (xx + ridge)^-1; codes without any variance get zeros."""
-    scale = xx.diagonal().mean()
-    if not scale > 0:
-        return torch.zeros_like(yx)
-    factor = torch.linalg.cholesky(xx + RIDGE * scale * torch.eye(len(xx), dtype=xx.dtype, device=xx.device))
-    solved: Tensor = torch.cholesky_solve(yx.mT, factor).mT
-    return solved

@@ -5,13 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrcompress.factorize.encoders import (
-    RIDGE,
-    expanded,
-    group_encoders,
-    least_squares,
-    patch_order,
-)
+from lrcompress import ops
+from lrcompress.factorize.encoders import expanded, group_encoders, patch_order
 from lrcompress.factorize.fold import fold
 from lrcompress.types import Layer, LowRank, Refinement
 
@@ -22,26 +17,37 @@ def fitted_weight(
     layer: Layer,
     weight: Tensor,  # [out, in / conv_groups, *kernel]
     config: LowRank,
-    xx: Tensor,  # [conv_groups, d, d], second moment of the layer's inputs; centred or not
-    yx: Tensor,  # [conv_groups, out / conv_groups, d], of wanted outputs and inputs, likewise
+    xx: Tensor,  # [conv_groups, d, d], second moment of the layer's inputs x; centred or not
+    missing: Tensor,  # [conv_groups, out / conv_groups, d], of y - W x and x, y the outputs wanted; likewise
     how: Refinement,
 ) -> Tensor:  # float64, like weight
     """Return the weight, of exactly the rank and groups asked for, that gives the outputs best.
 
-    Lowers ``tr(M R M^T) - 2 tr(M R_yx^T) + p |M - W|^2`` over M = D E, with p the prior times the mean of R's
-    diagonal; see ``Refinement``. Sweeps are for scheme 0. An existing group whose inputs are all constant
-    gets zeros: its outputs are constants, and the bias has them.
+    Lowers ``E|y - M x|^2 + p |M - W|^2`` over M = D E, with p the prior times the mean of R's diagonal; see
+    ``Refinement``. That is ``tr((M - T) S (M - T)^T)`` and a constant, with S = R + p and T = W + missing
+    S^-1: where nothing is missing and every weight has the rank, W itself comes back. Inputs of which xx
+    says nothing weigh alike. Sweeps are for scheme 0.
 
     Source: algebra of the normal equations; the sweeps are block coordinate descent with exact steps.
     """
-    folded = fold(weight.detach().double(), layer, config.scheme)
+    W = weight.detach().double()
     order = patch_order(layer, config.scheme).to(weight.device)
     assert how.prior is not None  # `refined` knows which
-    noise = how.prior * xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    rows = weight.detach().double().flatten(1).unflatten(0, (len(xx), -1))
-    xx, yx = xx + noise * torch.eye(xx.shape[-1], dtype=xx.dtype, device=xx.device), yx + noise * rows
+    noise = how.prior * xx.diagonal(dim1=1, dim2=2).mean(1)
+    moments = []
+    for R, p in zip(xx, noise, strict=True):
+        dead = R.diagonal() + p <= 0
+        moments.append(ops.definite(R + (p + dead.double() * (R.diagonal().mean() or 1.0)).diag()).moment)
+    targets = W.flatten(1).unflatten(0, (len(xx), -1))
+    targets = torch.stack(
+        [T + ops.least_squares(S, c) for T, S, c in zip(targets, moments, missing, strict=True)]
+    )
+    if config.rank >= layer.full_rank(config.scheme, config.groups):
+        return targets.view(weight.shape)
+    folded = fold(W, layer, config.scheme)
     fitted = [
-        _fit_group(matrix, order, config, r, c, how) for matrix, r, c in zip(folded, xx, yx, strict=True)
+        _fit_group(matrix, order, config, S, T @ S, how)
+        for matrix, S, T in zip(folded, moments, targets, strict=True)
     ]
     return torch.cat(fitted).view(weight.shape)
 
@@ -61,11 +67,11 @@ def _fit_group(
         moment = torch.eye(folded.shape[1], dtype=xx.dtype, device=xx.device)
     assert isinstance(moment, Tensor)
     E = expanded(group_encoders(folded, moment, config.groups)[:, : config.rank], order)
-    D = least_squares(E @ xx @ E.mT, yx @ E.mT)
+    D = ops.least_squares(E @ xx @ E.mT, yx @ E.mT)
     if config.scheme == 0:
         for _ in range(how.sweeps if config.groups > 1 else min(how.sweeps, 1)):  # of one group, one is exact
             E = _swept(D @ E, xx, yx, config)
-            D = least_squares(E @ xx @ E.mT, yx @ E.mT)
+            D = ops.least_squares(E @ xx @ E.mT, yx @ E.mT)
     fitted: Tensor = D @ E
     return fitted
 
@@ -83,12 +89,11 @@ def _swept(
     """
     width = len(xx) // config.groups
     M, encoders = fitted.clone(), []
-    ridge = RIDGE * xx.diagonal().mean()
     for start in range(0, len(xx), width):
         own = slice(start, start + width)
         values, vectors = torch.linalg.eigh(xx[own, own])
         live = values > _CUT * values[-1].clamp(min=torch.finfo(torch.float64).tiny)
-        whitening = vectors * torch.where(live, (values + ridge).clamp(min=1e-300).rsqrt(), 0.0)
+        whitening = vectors * torch.where(live, values, 1.0).rsqrt() * live
         left = yx[:, own] - M @ xx[:, own] + M[:, own] @ xx[own, own]
         U, s, V = torch.linalg.svd(left @ whitening, full_matrices=False)
         encoder = V[: config.rank] @ whitening.mT

@@ -4,6 +4,7 @@ from lrcompress._C import PackedFactors
 from lrcompress.ops.autocorrelation import Autocorrelation, autocorrelation
 from lrcompress.ops.gram import gram
 from lrcompress.ops.group_lasso import GroupLasso, group_lasso, penalty_max
+from lrcompress.ops.least_squares import definite, explained, least_squares
 from lrcompress.ops.lowrank_conv2d import lowrank_conv2d
 from lrcompress.ops.lowrank_linear import lowrank_linear
 from lrcompress.ops.nuclear_norm import nuclear_norm
@@ -16,8 +17,11 @@ __all__ = [
     "GroupLasso",
     "PackedFactors",
     "autocorrelation",
+    "definite",
+    "explained",
     "gram",
     "group_lasso",
+    "least_squares",
     "lowrank_conv2d",
     "lowrank_linear",
     "nuclear_norm",

@@ -77,7 +77,10 @@ def no_means(model: nn.Module, removals: Sequence[Removal]) -> dict[str, Tensor]
 
 
 def refit(model: nn.Module, name: str, removals: Sequence[Removal], moments: calibrate.Moments) -> None:
-    """Give a layer the least-squares weight on the columns that stay, in place."""
+    """Give a layer the least-squares weight on the columns that stay, in place.
+
+    They make up for what is missing and for the columns that go; where nothing is, they stay as they are.
+    """
     layer = layer_of(model, name)
     area = layer.weight[0, 0].numel()
     gone = {
@@ -87,10 +90,8 @@ def refit(model: nn.Module, name: str, removals: Sequence[Removal], moments: cal
         if slot.name == name
         for column in item.gone(slot)
     }
-    kept = torch.tensor([j for j in range(moments.xx.shape[0]) if j // area not in gone])
-    xx, yx, _ = moments.centred
-    weight = torch.zeros_like(yx)
-    weight[:, kept] = columns.fitted_columns(xx[kept][:, kept], yx[:, kept])
+    goes = torch.tensor([j // area in gone for j in range(len(moments.xx))])
+    weight = columns.refitted(moments.weight, goes, moments.covariance, moments.missing, moments.noise)
     _set(layer, weight, moments)
 
 
@@ -109,7 +110,7 @@ def _shrink(model: nn.Module, name: str, item: Removal, moments: Moments) -> Non
 
 def _set(layer: rewrite.Dense, weight: Tensor, moments: calibrate.Moments) -> None:
     """Put a weight in its place, and the bias with which the mean output is right; both keep their types."""
-    bias = moments.y - weight @ moments.x
+    bias = moments.bias_of(weight)
     like = layer.weight if layer.bias is None else layer.bias
     layer.weight.data = weight.reshape(layer.weight.shape).to(layer.weight)
     layer.bias = nn.Parameter(bias.to(like), requires_grad=like.requires_grad)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,12 +11,9 @@ from torch import Tensor, nn
 from lrcompress import calibrate, rewrite
 from lrcompress.factorize import columns
 from lrcompress.types import Coupling, PlanError
-from lrcompress.types.statistics import LayerStatistics
 
 Moments = Mapping[str, calibrate.Moments]
 Data = calibrate.Statistics | Sequence[Any]  # moments of the original network, or batches to run
-
-_ROUNDING = 8  # units in the last place of the layer's type: what statistics may lack of being definite
 
 
 def moments_of(model: nn.Module, names: Sequence[str], data: Data) -> Moments:
@@ -34,18 +30,8 @@ def moments_of(model: nn.Module, names: Sequence[str], data: Data) -> Moments:
         layer = layer_of(model, name)
         if name not in data.layers:
             raise PlanError(f"the statistics must hold layer {name!r}, got {sorted(data.layers)}")
-        (found[name],) = calibrate.own_moments(layer, _definite(data.layers[name], layer.weight.dtype))
+        (found[name],) = calibrate.own_moments(layer, data.layers[name])
     return found
-
-
-def _definite(known: LayerStatistics, dtype: torch.dtype) -> LayerStatistics:
-    """Add what rounding may have taken from the eigenvalues to the power of all inputs that vary."""
-    R = known.autocorrelation.clone()
-    power = R.diagonal(dim1=1, dim2=2)  # a view
-    varies = power > known.mean.square()
-    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    power += _ROUNDING * eps * power.amax(1, keepdim=True) * varies
-    return replace(known, autocorrelation=R)
 
 
 def consumers_of(couplings: Iterable[Coupling]) -> list[str]:

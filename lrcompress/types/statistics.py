@@ -56,7 +56,8 @@ class Refinement:
     ``PRIOR_OF_BATCHES``, and ``PRIOR_OF_STATISTICS`` for statistics alone: those are of the original inputs,
     of which the weight gives y exactly, so that noise only blurs which of them matter.
 
-    - the decoder is its least-squares minimiser, D = R_yx' E^T (E R_x'x' E^T)^-1;
+    - the decoder is its least-squares minimiser, D = R_yx' E^T (E R_x'x' E^T)^-1; where the rank is full, the
+      weight moves by what is missing alone, R_ex' R_x'x'^-1, with e what its outputs differ by from y;
     - then ``sweeps`` times over the groups each group's encoder and decoder are replaced by the minimisers
       given all others (a truncated SVD of the residual's regression), and the decoder is fitted again;
     - with ``bias``, moments are centred and b makes the mean output exact: it goes into the layer's bias, or
