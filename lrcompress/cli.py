@@ -191,6 +191,10 @@ def compress(
     tune: Annotated[
         bool, typer.Option("--tune", help="Measure which kernels are fastest here, and store the choice.")
     ] = False,
+    fold: Annotated[
+        bool,
+        typer.Option("--fold", help="Let load fold batch norms and activations into layers, for inference."),
+    ] = False,
     device: DeviceOption = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show, but write nothing.")] = False,
     as_json: JsonOption = False,
@@ -204,8 +208,9 @@ def compress(
         raise typer.BadParameter("a plan has its budget, method and ignored layers", param_hint="--plan")
     if fit and fit is not Fit.nothing and inputs is None:
         raise typer.BadParameter("what is fitted to samples needs --inputs", param_hint="--fit")
-    if tune and not (inputs or shapes):
-        raise typer.BadParameter("what is measured needs --input or --inputs", param_hint="--tune")
+    if (tune or fold) and not (inputs or shapes):
+        hint = "--tune" if tune else "--fold"
+        raise typer.BadParameter("the model has to run: give --input or --inputs", param_hint=hint)
     pictures = sources.pictures(image_size, mean, std)
     network = sources.load_model(model, weights, device)
     data = sources.load_inputs(network, shapes, inputs, device, samples, pictures)
@@ -216,9 +221,10 @@ def compress(
         recipe = steps.recipe(preset, error, chaining, low_rank, inputs)
         made, statistics = steps.planned(network, budget, recipe, data, ignore)
     small = steps.fitted(network, made, data, fit, statistics)  # in a dry run too: refuses what does not fit
-    tunings, times = steps.tuned(network, small, data, device) if tune else ([], {})
+    folding = pipeline.foldable(small, data.example) if fold else None
+    tunings, times = steps.tuned(network, small, folding, data, device) if tune else ([], {})
     if not dry_run:
-        pipeline.save(small, made, output, tunings=tunings)
+        pipeline.save(small, made, output, tunings=tunings, folding=folding)
     size = None if dry_run else sum(file.stat().st_size for file in output.iterdir())
     if as_json:
         facts = {"artefact": str(output), "dry_run": dry_run, "bytes": size, "milliseconds": times or None}

@@ -255,7 +255,8 @@ def fold(
     run once, and nothing else reads their parameters. Functions, such as ``F.relu``, and modules called
     several times stay; ``foldable`` says what is folded, and why not the rest.
 
-    A folded model is not saved: save the one that ``apply`` returned, and fold what ``load`` returns.
+    A folded model is not saved: save the one that ``apply`` returned, with ``folding=foldable(...)`` if
+    ``load`` shall return a folded model.
 
     Raises:
         PlanError: the model is in training mode.
@@ -282,6 +283,7 @@ def save(
     path: str | Path,
     *,
     tunings: Sequence[Tuning] = (),  # from `tune`, one a device
+    folding: Folding | None = None,  # from `foldable`: what `load` folds
 ) -> None:
     """Write the folder ``path``: config.json and one safetensors file, no pickle.
 
@@ -290,11 +292,12 @@ def save(
     so it does for any number of processes that save and load at once. Other files in it are left alone.
 
     What is saved is the factored model that ``tune`` was given; ``tunings`` hold what it chose, and ``load``
-    makes the tuned model again on a device of the same name.
+    makes the tuned model again on a device of the same name. With ``folding`` it folds that, too, for
+    inference; ``folded=False`` there leaves the model as it was saved.
 
     Raises:
-        PlanError: the model is not what the plan makes, or was folded, or a tuning is of another model; the
-            message names the layer.
+        PlanError: the model is not what the plan makes, or was folded, or a tuning or the folding is of
+            another model; the message names the layer.
         WeightError: a tensor has no values (meta device), or is of a kind that safetensors cannot hold, such
             as quantised ones; the message names it.
         FormatError: the folder holds a model that is not ours, such as the original's checkpoint.
@@ -304,6 +307,8 @@ def save(
     rewrite.check_unfolded(model)
     for tuning in tunings:
         rewrite.check_factored(model, tuning.choices)
+    folds = () if folding is None else folding.folds
+    rewrite.check_folds(model, folds)
     named, extra = rewrite.named_tensors(model)
     tensors, aliases = codec.storable(named)
     versions = {
@@ -311,7 +316,7 @@ def save(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    codec.write(path, codec.Artefact(plan, tensors, aliases, extra, tuple(tunings)), versions)
+    codec.write(path, codec.Artefact(plan, tensors, aliases, extra, tuple(tunings), folds), versions)
 
 
 def load(
@@ -320,6 +325,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     tuned: bool = True,  # as the artefact says for a device of this name; False: every layer factored
+    folded: bool = True,  # as the artefact says, for inference; False: as it was saved, to train on
 ) -> nn.Module:
     """Rebuild a compressed model from its folder and the original architecture.
 
@@ -337,6 +343,8 @@ def load(
         try:
             rewrite.check_fill(hollow, artefact.named(artefact.tensors), artefact.buffers)
             rewrite.fill(hollow, artefact.named(stored.values(device)))
+            if folded and artefact.folds:
+                hollow = rewrite.folded(hollow.eval(), Folding(artefact.folds, ()))
             return hollow if tuning is None else rewrite.tuned(hollow, tuning.choices, tuning.memory_format)
         except PlanError as error:
             raise FormatError(f"{path}: {error}") from None

@@ -10,11 +10,11 @@ import torch
 import typer
 from torch import nn
 
-from lrcompress import measure, pipeline, presets, refine, sources
+from lrcompress import measure, pipeline, presets, refine, rewrite, sources
 from lrcompress.arguments import ChainingKind, ErrorKind, Fit, Preset
 from lrcompress.calibrate import Statistics
 from lrcompress.sources import Inputs
-from lrcompress.types import Budget, Plan, Recipe, Reconstruction, Tuning
+from lrcompress.types import Budget, Folding, Plan, Recipe, Reconstruction, Tuning
 
 _COMPARED_SECONDS = 2.0  # of timing the dense model beside what was made of it
 
@@ -116,11 +116,17 @@ def fitted(
 
 
 def tuned(
-    network: nn.Module, small: nn.Module, data: Inputs, device: str
+    network: nn.Module, small: nn.Module, folding: Folding | None, data: Inputs, device: str
 ) -> tuple[list[Tuning], dict[str, float]]:
-    """Tune; return the choice, and the milliseconds of the dense and of the tuned model, timed in turn."""
+    """Tune; return the choice, and the milliseconds of the dense and of the tuned model, timed in turn.
+
+    Where the one is folded the other is, too.
+    """
+    dense = network
+    if folding is not None:
+        dense, small = pipeline.fold(network, data.example), rewrite.folded(small, folding)
     with sources.step("tuning") as report:
         fast, tuning = measure.tune(small, data.example, progress=report)
-        models = {"dense": network, "compressed": fast}
+        models = {"dense": dense, "compressed": fast}
         seconds = measure.seconds_of_models(models, data.example, torch.device(device), _COMPARED_SECONDS)
     return [tuning], {name: 1000 * value for name, value in seconds.items()}

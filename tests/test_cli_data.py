@@ -93,10 +93,26 @@ def test_tuning_is_stored_and_times_are_told(model):
     assert [layer["name"] for layer in stored[0]["layers"]]
 
 
+def test_folds_are_stored_and_made_by_load(folder):
+    (folder / "normed.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(4, 16, 3), nn.BatchNorm2d(16), "
+        "nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10))\n"
+    )
+    found = run("compress", "normed:net", *HALF, *INPUT, "--fold", "--tune", "-o", "out", "--json").stdout
+    assert set(json.loads(found)["milliseconds"]) == {"dense", "compressed"}
+    model, x = sources.load_model("normed:net", None, "cpu"), torch.randn(3, 4, 8, 8)
+    folded, plain = pipeline.load("out", model), pipeline.load("out", model, folded=False, tuned=False)
+    assert isinstance(folded[1], nn.Identity)
+    assert isinstance(plain[1], nn.BatchNorm2d)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), plain.eval()(x))
+
+
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
         (("--tune",), "--tune"),
+        (("--fold",), "--fold"),
         (("--fit", "batches"), "--fit"),
         (("--mean", "0.5,x"), "--mean"),
         (("--mean", "0.5"), "--mean"),

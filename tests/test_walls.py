@@ -63,6 +63,7 @@ MAY_IMPORT = {
         "pipeline",
         "presets",
         "refine",
+        "rewrite",
         "sources",
         "types",
     },

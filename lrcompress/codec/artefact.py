@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from lrcompress import files
 from lrcompress.codec import folder as folders
 from lrcompress.codec.folder import CONFIG
 from lrcompress.files import tensors as safetensors
-from lrcompress.types import FormatError, Plan, PlanError, Tuning, WeightError
-from lrcompress.types.plain import LONGEST_JSON, parsed, shown
+from lrcompress.types import Fold, FormatError, Plan, PlanError, Tuning, WeightError
+from lrcompress.types.plain import LONGEST_JSON, from_plain, parsed, shown, to_plain
+
+Value = TypeVar("Value")
 
 FORMAT = "lrcompress"
 FORMAT_VERSION = 1
@@ -45,6 +47,7 @@ class Artefact:
     aliases: dict[str, str]  # further names of a stored tensor -> the name it is stored under
     buffers: tuple[str, ...]  # names in `tensors` or `aliases` that are no keys of the state dict
     tunings: tuple[Tuning, ...] = ()  # one a device
+    folds: tuple[Fold, ...] = ()  # made after the tensors are in their places
 
     def named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the stored tensors under all their names."""
@@ -116,6 +119,7 @@ def _config_text(artefact: Artefact, versions: Mapping[str, str], weights: str, 
         "plan": json.loads(artefact.plan.to_json()),
         "versions": dict(versions),
         "tunings": [tuning.to_dict() for tuning in artefact.tunings],
+        "folds": [to_plain(fold) for fold in artefact.folds],
     }
     config["checksum"] = _checksum(config)
     return json.dumps(config, allow_nan=False).encode()
@@ -168,7 +172,14 @@ def _stored(folder: Path, config: dict[str, Any], file: Any) -> Stored:
     unknown = [name for name in buffers if name not in tensors and name not in aliases]
     if dangling or unknown:
         raise FormatError(f"{folder / CONFIG} names tensors that are not stored: {dangling + unknown}")
-    artefact = Artefact(_plan(folder, config), tensors, aliases, tuple(buffers), _tunings(folder, config))
+    artefact = Artefact(
+        _plan(folder, config),
+        tensors,
+        aliases,
+        tuple(buffers),
+        _optional(folder, config, "tunings", Tuning.from_dict),
+        _optional(folder, config, "folds", lambda plain: from_plain(Fold, plain, "fold")),
+    )
     return Stored(artefact, where, config["sha256"], weights)
 
 
@@ -188,12 +199,15 @@ def _plan(folder: Path, config: dict[str, Any]) -> Plan:
         raise FormatError(f"{folder / CONFIG}: {error}") from None
 
 
-def _tunings(folder: Path, config: dict[str, Any]) -> tuple[Tuning, ...]:
-    found = config.get("tunings", [])
+def _optional(
+    folder: Path, config: dict[str, Any], name: str, read: Callable[[Any], Value]
+) -> tuple[Value, ...]:
+    """Read a list of values that need not be there."""
+    found = config.get(name, [])
     if not isinstance(found, list):
-        raise FormatError(f"{folder / CONFIG}: tunings must be a list, got {shown(found)}")
+        raise FormatError(f"{folder / CONFIG}: {name} must be a list, got {shown(found)}")
     try:
-        return tuple(Tuning.from_dict(plain) for plain in found)
+        return tuple(read(plain) for plain in found)
     except PlanError as error:
         raise FormatError(f"{folder / CONFIG}: {error}") from None
 

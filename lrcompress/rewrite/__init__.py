@@ -2,6 +2,7 @@
 
 from lrcompress.rewrite.factored import check_applied, check_fits, factored, fill_factors, like
 from lrcompress.rewrite.fold import (
+    check_folds,
     check_unfolded,
     foldable,
     foldable_parts,
@@ -24,6 +25,7 @@ __all__ = [
     "check_factored",
     "check_fill",
     "check_fits",
+    "check_folds",
     "check_unfolded",
     "check_weight",
     "count_bytes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -152,7 +152,12 @@ def folded(
     model: nn.Module,  # in evaluation mode; untouched
     folding: Folding,
 ) -> nn.Module:
-    """Copy the model with batch norms and activations as parts of layers: the same function."""
+    """Copy the model with batch norms and activations as parts of layers: the same function.
+
+    Raises:
+        PlanError: a fold names what the model does not have, or what does not fit each other.
+    """
+    check_folds(model, folding.folds)
     gone = {name: nn.Identity().eval() for fold in folding.folds for name in fold.gone}
     copied = replaced(model, gone)
     old, new = dict(model.named_modules()), dict(copied.named_modules())
@@ -166,6 +171,30 @@ def folded(
             layer.activation = _ACTIVATIONS[type(old[fold.activation])]
         layer.__dict__[_MARK] = fold.gone
     return copied
+
+
+def check_folds(model: nn.Module, folds: Sequence[Fold]) -> None:
+    """Check that layers, batch norms and activations are there and fit each other.
+
+    Raises:
+        PlanError: they are not; the message names them.
+    """
+    parts, owners = dict(model.named_modules()), owners_of_parameters(model)
+    named = [name for fold in folds for name in (fold.layer, *fold.gone)]
+    if len({id(parts[name]) for name in named if name in parts}) < len(named):
+        raise PlanError(f"folds must name modules of the model, each once, got {named}")
+    for fold in folds:
+        layer, norm = parts[fold.layer], parts.get(fold.norm or "")
+        fits = type(layer) in _KINDS and isinstance(layer, Layer) and not is_tied(layer, owners)
+        if fold.norm is not None:
+            channels = _rows(layer, _decoder(layer)).shape[0] if fits and isinstance(layer, Layer) else 0
+            tracked = isinstance(norm, _BatchNorm) and norm.running_mean is not None
+            fits = fits and tracked and isinstance(norm, _BatchNorm) and norm.num_features == channels
+        if fold.activation is not None:
+            factored = isinstance(layer, Factored) and layer.activation == "none"
+            fits = fits and factored and type(parts[fold.activation]) in _ACTIVATIONS
+        if not fits or not fold.gone:
+            raise PlanError(f"{' and '.join(fold.gone) or 'nothing'} cannot be folded into {fold.layer!r}")
 
 
 def folded_into(module: nn.Module) -> tuple[str, ...]:
