@@ -161,7 +161,7 @@ def test_the_first_savers_of_a_folder_take_one_another_for_no_stranger(saved, tm
         assert_same(lrc.load(folder, model), small)
 
 
-@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("step", range(7))
 def test_a_whole_save_at_any_step_of_another_breaks_neither(saved, monkeypatch, step):
     """Even where the second does not get the lock, as when the first was stopped."""
     model, small, folder = saved
@@ -178,7 +178,7 @@ def test_a_whole_save_at_any_step_of_another_breaks_neither(saved, monkeypatch, 
 
         return call
 
-    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "touch"), (Path, "unlink")):
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
         monkeypatch.setattr(owner, name, interleaved(getattr(owner, name)))
     lrc.save(changed(small), plan, folder)
     assert len(calls) > step
@@ -201,6 +201,22 @@ def test_a_reader_whose_weights_are_replaced_reads_the_new_ones(saved, monkeypat
         loaded = lrc.load(folder, model)
     assert len(calls) == 3
     assert_same(loaded, changed(small, 3))
+
+
+def test_no_link_leads_a_saver_out_of_the_folder(saved, tmp_path):
+    model, small, folder = saved
+    (tmp_path / "mine").write_text("mine")
+    (name,) = weights_files(folder)
+    token = name.removeprefix("model-").removesuffix(".safetensors")
+    for target in ("mine", "nothing"):
+        (folder / f".config.json.{token}").symlink_to(tmp_path / target)
+        with pytest.raises(OSError, match=token):
+            lrc.save(changed(small), lrc.load_plan(folder), folder)
+        (folder / f".config.json.{token}").unlink()
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "nothing").exists()
+    assert_same(lrc.load(folder, model), small)
+    assert weights_files(folder) == [name]
 
 
 def without_locks(*_: object) -> None:

@@ -17,6 +17,7 @@ from test_golden import GOLDEN
 from torch import nn
 
 import lrcompress as lrc
+from lrcompress import cli
 from lrcompress.codec import artefact as codec
 
 
@@ -252,3 +253,9 @@ def test_pipes_and_devices_are_refused_at_once(saved, tmp_path):
         (tmp_path / path.name).write_bytes(kept)
         path.symlink_to(tmp_path / path.name)  # as hubs store files
         lrc.load(folder, model)
+
+
+def test_the_command_line_waits_for_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / "plan.json")
+    with pytest.raises(lrc.FormatError, match="regular file"):
+        cli._read_plan(tmp_path / "plan.json")

@@ -70,7 +70,8 @@ def replace(
     folder = draft.path.parent
     old, mark = _marked(folder, named)
     if mark is not None:
-        mark.touch()  # should this saver be killed, the old weights go next time, as if theirs had been
+        # Should this saver be killed, the old weights go next time, as if theirs had been.
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | files.FLAGS, 0o666))
     try:
         files.flushed(folder)  # the new weights outlast a power cut before their name does
         draft.become(folder / CONFIG)

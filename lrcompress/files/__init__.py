@@ -3,7 +3,7 @@
 ``files.tensors`` is imported by name: it needs torch, which the command line's help should not wait for.
 """
 
-from lrcompress.files.regular import opened, text_of
+from lrcompress.files.regular import FLAGS, opened, text_of
 from lrcompress.files.whole import Draft, abandoned, draft, flushed, locked
 
-__all__ = ["Draft", "abandoned", "draft", "flushed", "locked", "opened", "text_of"]
+__all__ = ["FLAGS", "Draft", "abandoned", "draft", "flushed", "locked", "opened", "text_of"]
