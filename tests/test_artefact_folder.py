@@ -1,6 +1,7 @@
 """The folder of an artefact: replaced in one step, and what is not ours in it left alone."""
 
 import copy
+import dataclasses
 import json
 import os
 import stat
@@ -243,3 +244,12 @@ def test_an_artefact_cannot_name_a_file_to_be_removed(saved):
         lrc.save(small, plan, folder)
         assert (folder / "notes.txt").read_text() == "mine"
         assert_same(lrc.load(folder, model), small)
+
+
+@pytest.mark.parametrize("change", [{"params": 3}, {"objective": float("inf")}, {"latency": -1}], ids=str)
+def test_a_plan_that_could_not_be_read_is_not_written(saved, change):
+    _, small, folder = saved
+    before = contents(folder)
+    with pytest.raises(lrc.PlanError):
+        lrc.save(small, dataclasses.replace(lrc.load_plan(folder), **change), folder)
+    assert contents(folder) == before

@@ -61,7 +61,9 @@ def load(path: Path) -> dict[str, Any]:
             described = safetensors.described(file)
             about = described.metadata
             if about.get("format") != _FORMAT:
-                raise FormatError(f"statistics must have format {_FORMAT}, got {shown(about.get('format'))}")
+                raise FormatError(
+                    f"statistics must have format {_FORMAT}, got {shown(about.get('format'))}: collect again"
+                )
             tensors, _ = described.values()
             checksum = about.pop("checksum", None)
             if checksum != safetensors.checksum(tensors, about):

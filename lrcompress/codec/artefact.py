@@ -83,10 +83,12 @@ def write(path: str | Path, artefact: Artefact, versions: Mapping[str, str]) -> 
 
     Raises:
         FormatError: the folder holds a model that is not ours, or the plan is too large; nothing was written.
+        PlanError: the plan's numbers do not fit together; nothing was written.
         OSError: the folder cannot be written; what was there before is still whole.
     """
     folder = Path(path)
     _check_own(folder)
+    Plan.from_json(artefact.plan.to_json())  # what is written can be read
     if len(_config_text(artefact, versions, folders.weights_name("0" * 16), "0" * 64)) > LONGEST_JSON:
         raise FormatError(f"the plan is too large: {CONFIG} must have at most {LONGEST_JSON} bytes")
     folder.mkdir(parents=True, exist_ok=True)
