@@ -208,12 +208,12 @@ def test_removals_are_compared_with_the_model_before_anything_is_listed(tmp_path
         inner = inner[key]
     inner[path[-1]] = wrong
     rewrite_config(tmp_path / "out", {"plan": plan})
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(lrc.CompressionError):
         lrc.load(tmp_path / "out", Narrowed().eval())
     with pytest.raises(lrc.CompressionError):
         lrc.apply(Narrowed().eval(), lrc.load_plan(tmp_path / "out"), batches=[torch.randn(64, 12)])
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("last", ["head", "5"])

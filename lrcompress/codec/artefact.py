@@ -196,7 +196,7 @@ def read_plan(path: str | Path) -> Plan:
 
 def _plan(folder: Path, config: dict[str, Any]) -> Plan:
     try:
-        return Plan.from_json(json.dumps(config["plan"]))
+        return Plan.from_fields(config["plan"])
     except PlanError as error:
         raise FormatError(f"{folder / CONFIG}: {error}") from None
 

@@ -8,6 +8,7 @@ import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from lrcompress.types.coupling import Removal
 from lrcompress.types.errors import BudgetError, PlanError
@@ -234,11 +235,16 @@ class Plan:
             fields = parsed(text)
         except ValueError as error:
             raise PlanError(f"a plan must be JSON: {error}") from None
+        return cls.from_fields(fields)
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> Plan:
+        """Read a plan back from what its JSON holds; raises as ``from_json``."""
         found = fields.get("plan_format") if isinstance(fields, dict) else type(fields).__name__
         if type(found) is not int or found != PLAN_FORMAT:
             raise PlanError(f"plan_format must be {PLAN_FORMAT}, got {shown(found)}")
-        del fields["plan_format"]
-        plan: Plan = from_plain(cls, _ADDED | fields)
+        given = {name: value for name, value in fields.items() if name != "plan_format"}
+        plan: Plan = from_plain(cls, _ADDED | given)
         plan._check_sizes()
         return plan
 
