@@ -353,6 +353,20 @@ def test_nuclear_norm(shape: tuple[int, int], rank: int | None) -> None:
         ({"R": torch.eye(4).index_fill(0, torch.tensor([1]), torch.nan)}, r"R must be finite"),
         ({"R": torch.diag(torch.tensor([1.0, torch.inf, 1, 1]))}, r"R must be finite"),
         ({"weight": torch.full((2, 4), torch.inf)}, r"weight must be finite"),
+        ({"R": torch.eye(4).double() * 1e160}, r"largest entry of R must lie .*, got 1e\+160"),
+        ({"R": torch.eye(4).double() * 1e-300}, r"largest entry of R must lie .*, got 1e-300"),
+        (
+            {"weight": 1e155 * torch.ones(2, 4).double()},
+            r"largest entry of weight .*, got 1e\+155",
+        ),
+        (
+            {"weight": 1e-155 * torch.ones(2, 4).double()},
+            r"largest entry of weight .*, got 1e-155",
+        ),
+        (
+            {"initial": 1e308 * torch.ones(2, 4).double()},
+            r"largest entry of initial .*, got 1e\+308",
+        ),
         ({"R": torch.eye(4) + torch.eye(4).roll(1, 0).triu()}, r"symmetric, got R\[0, 3\] = 1 .* = 0"),
         ({"R": torch.diag(torch.tensor([1.0, -0.5, 2.0, 3.0]))}, r"eigenvalue -0.5 beside the largest 3"),
         ({"penalty": -1.0}, r"penalty must be at least 0 and finite, got -1.0"),

@@ -298,6 +298,22 @@ def test_neurons_removed_on_any_moments(name):
         assert difference(model, lrc.apply(model, half, **data), x) < 1
 
 
+@pytest.mark.parametrize("scale", [1e-170, 1e170])
+@pytest.mark.parametrize(
+    "recipe", [lrc.svd_energy(), lrc.alds(), lrc.activation_aware()], ids=lambda r: r.name
+)
+def test_weights_whose_squares_are_no_numbers_are_refused(scale, recipe):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).double().eval(), rows(50, 8).double()
+    model[1].weight.data *= scale
+    statistics = lrc.collect(model, [x])
+    with pytest.raises(lrc.WeightError, match=r"layer '1': the largest entry"):
+        lrc.plan(model, lrc.Budget(params=0.6), recipe, statistics=statistics)
+    model[1].weight.data.zero_()
+    plan = lrc.plan(model, lrc.Budget(params=0.6), lrc.svd_energy())
+    assert difference(model, lrc.apply(model, plan), x) < 1e-12
+
+
 @pytest.mark.parametrize("spectrum", ["flat", "falling", "singular", "zero", "scales"])
 def test_least_squares_of_singular_moments(spectrum):
     """The regression explains what it can, whatever the moment lacks, and never more."""

@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Largest entries of what is given; squares of their products are float64 numbers then.
+_RANGE = (1e-75, 1e75)
+
 
 class Moments(NamedTuple):
     """Half the mean of ``|y - M x|^2`` as a quadratic in M; all float64."""
@@ -47,8 +50,8 @@ def moments(
     """Check R and either a weight or a target, and take them to float64.
 
     Raises:
-        ValueError: a shape, value or device is not as annotated, or R is not symmetric or has a negative
-            eigenvalue, beyond the rounding of its dtype.
+        ValueError: a shape, value or device is not as annotated, R is not symmetric or has a negative
+            eigenvalue, beyond the rounding of its dtype, or the largest entry is beyond 1e-75 to 1e75.
     """
     if R.ndim != 2 or R.shape[0] != R.shape[1] or not R.dtype.is_floating_point:
         raise ValueError(
@@ -67,24 +70,35 @@ def moments(
         raise ValueError(f"R and {name} must lie on one device, got {R.device} and {matrix.device}")
     exact = _checked_autocorrelation(R.detach())
     matrix = matrix.detach().to(torch.float64)
+    checked_norm(name, matrix)
     if target is None:
         cross = matrix @ exact
         energy = float(torch.vdot(cross.flatten(), matrix.flatten()))
-        if not math.isfinite(energy):
-            _finite_norm(name, matrix)
         return Moments(exact, cross, energy, matrix)
-    _finite_norm(name, matrix)
     energy = float(target[1])
     if not 0 <= energy < float("inf"):
         raise ValueError(f"target[1], the mean of |y|^2, must be at least 0 and finite, got {energy}")
     return Moments(exact, matrix, energy, None)
 
 
-def _finite_norm(name: str, matrix: Tensor) -> float:
-    """Return the Frobenius norm, which a single nan or infinity would show in."""
+def checked_norm(name: str, matrix: Tensor) -> float:
+    """Return the Frobenius norm.
+
+    Raises:
+        ValueError: an entry is nan or infinite, or the largest is so large or small that squares are no
+            numbers.
+    """
     norm = float(torch.linalg.vector_norm(matrix))
-    if not math.isfinite(norm):
+    if _RANGE[0] <= norm <= _RANGE[1]:  # which a single nan would show in
+        return norm
+    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    if not math.isfinite(largest):
         raise ValueError(f"{name} must be finite, got nan or infinity")
+    if largest and not _RANGE[0] <= largest <= _RANGE[1]:
+        raise ValueError(
+            f"the largest entry of {name} must lie within {_RANGE[0]} and {_RANGE[1]}, got {largest:.3g}: "
+            "scale it"
+        )
     return norm
 
 
@@ -94,7 +108,7 @@ def _checked_autocorrelation(
     """Check that R is finite, and its symmetry and eigenvalues up to the rounding of its dtype."""
     rounding = R.shape[0] * torch.finfo(R.dtype).eps
     given = R.to(torch.float64)
-    norm = _finite_norm("R", given)
+    norm = checked_norm("R", given)
     exact = (given + given.T).mul_(0.5)
     # No entry of R - R^T is larger than its norm, and R's largest is no less than norm / side: entries are
     # only looked at where these two do not settle it.

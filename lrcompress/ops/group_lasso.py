@@ -11,7 +11,7 @@ from lrcompress import _C
 from lrcompress.ops._descent import descend
 from lrcompress.ops._fista import duality_gap, fista
 from lrcompress.ops._groups import Groups, Partition, Problem, make_problem, partition
-from lrcompress.ops._second_moments import Moments, moments
+from lrcompress.ops._second_moments import Moments, checked_norm, moments
 
 Method = Literal["auto", "bcd", "fista"]
 Target = tuple[Tensor, float | Tensor]  # E[y x^T] [out, in] and E|y|^2
@@ -96,8 +96,9 @@ def group_lasso(
     no share of active groups was found at which ``fista`` is faster, and ``fista`` elsewhere.
 
     Raises:
-        ValueError: a shape, value or device is not as annotated, the groups are no partition, or R is not
-            symmetric or has a negative eigenvalue, beyond rounding.
+        ValueError: a shape, value or device is not as annotated, the groups are no partition, R is not
+            symmetric or has a negative eigenvalue, beyond rounding, or the largest entry of R, the weight,
+            the target or the start is beyond 1e-75 to 1e75.
     Source: Robin and Jain, Linear Neural Reconstruction; Beck and Teboulle (2009); Qin, Scheinberg and
         Goldfarb (2013); Bertrand and Massias (2021); Yang and Hastie (2024).
     """
@@ -320,8 +321,7 @@ def _check_initial(initial: Tensor | None, given: Moments) -> None:
         raise ValueError(
             f"initial must be [out, in] = {tuple(given.cross.shape)}, got {tuple(initial.shape)}"
         )
-    if not initial.isfinite().all():
-        raise ValueError("initial must be finite, got nan or infinity")
+    checked_norm("initial", initial.detach().to(torch.float64))
 
 
 def _checked_group_weights(

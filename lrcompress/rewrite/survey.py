@@ -17,7 +17,7 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 TIED = "its weight is tied to another module's"
 
-_LARGEST_ENTRY = 1e150  # of a float64 weight: sums of squares must stay finite
+_LARGEST_ENTRIES = (1e-150, 1e150)  # of a float64 weight, unless all are zero: squares must be numbers
 
 
 def survey(
@@ -134,7 +134,7 @@ def check_weight(name: str, weight: Tensor) -> None:
     """Refuse a weight that cannot be factorised.
 
     Raises:
-        WeightError: it has no values (meta device), or holds nan, infinity or numbers whose squares are.
+        WeightError: it has no values (meta device), or holds nan, infinity or numbers whose squares are none.
     """
     if weight.is_meta:
         raise WeightError(
@@ -142,5 +142,9 @@ def check_weight(name: str, weight: Tensor) -> None:
         )
     if not weight.isfinite().all():
         raise WeightError(f"layer {name!r}: its weight holds nan or infinity")
-    if weight.dtype == torch.float64 and weight.abs().max() > _LARGEST_ENTRY:
-        raise WeightError(f"layer {name!r}: its weight holds entries above {_LARGEST_ENTRY}")
+    largest = float(weight.detach().abs().max()) if weight.dtype == torch.float64 and weight.numel() else 0.0
+    if largest and not _LARGEST_ENTRIES[0] <= largest <= _LARGEST_ENTRIES[1]:
+        raise WeightError(
+            f"layer {name!r}: the largest entry of its weight must lie within {_LARGEST_ENTRIES[0]} and "
+            f"{_LARGEST_ENTRIES[1]}, got {largest:.3g}; scale it, or ignore the layer"
+        )
