@@ -112,13 +112,21 @@ def test_no_filters_give_no_channels():
     assert ops.lowrank_conv2d(input, U, V, bias, groups=2).shape == (2, 0, 6, 7)
 
 
-def test_activations_of_special_numbers_are_torchs():
-    input = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -200.0, 200.0, -1e-30, 88.0]).view(1, 1, 1, 8)
-    one = torch.ones(1, 1, 1, 1)
-    for dtype in (torch.float32, torch.bfloat16):
-        for name, torchs in TORCHS.items():
-            found = ops.lowrank_conv2d(input.to(dtype), one.to(dtype), one.to(dtype), activation=name)
-            torch.testing.assert_close(found, torchs(input.to(dtype)), equal_nan=True)
+# Limits at both infinities; torch's own are not a number on some processors.
+LIMITS = {"none": (-math.inf, math.inf), "relu": (0, math.inf), "gelu": (0, math.inf), "silu": (0, math.inf)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("pixels", [1, 8, 37])  # of a row: those of whole vectors, and the rest
+def test_activations_of_special_numbers_are_their_limits(name, dtype, pixels):
+    special = torch.tensor([math.nan, -math.inf, math.inf, 0.0, -200.0, 200.0, -1e-30, 88.0, -119.0, -121.0])
+    one = torch.ones(1, 1, 1, 1, dtype=dtype)
+    for value in special.to(dtype):
+        limit = value if value.isnan() else torch.tensor(LIMITS[name][int(value > 0)], dtype=dtype)
+        expected = TORCHS[name](value) if value.isfinite() else limit
+        found = ops.lowrank_conv2d(value.repeat(1, 1, 1, pixels), one, one, activation=name)
+        torch.testing.assert_close(found, expected.expand(found.shape), equal_nan=True)
 
 
 @pytest.mark.parametrize(

@@ -112,13 +112,14 @@ template <class V> LRC_INLINE V silu(V x) {
 }
 
 template <class V> LRC_INLINE V activate(Activation activation, V x) {
+    const V active = x < kLowestActive ? V{} + kLowestActive : x;
     switch (activation) {
         case Activation::kRelu:
             return x < 0.0F ? V{} : x;
         case Activation::kGelu:
-            return gelu(x);
+            return gelu(active);
         case Activation::kSilu:
-            return silu(x);
+            return silu(active);
         default:
             return x;
     }
