@@ -174,7 +174,8 @@ def apply(
         PlanError: the plan does not fit the model, the message names the layer and both shapes; or the
             statistics are of another model.
         WeightError: a weight is not finite, or on the meta device.
-        CompressionError: ``batches`` is empty.
+        CompressionError: ``batches`` is empty, what a layer gets or gives holds nan or infinity, or a
+            weight's type does not hold its fit; the message names the layer.
     """
     model = rewrite.with_linears(model)
     if plan.removals:

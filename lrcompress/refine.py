@@ -142,8 +142,9 @@ def refined(
         dense = {name: module for name, module in modules.items() if isinstance(module, rewrite.Dense)}
         behind = calibrate.what_follows(model, dense, lambda: calibrate.run(model, held[0]))
         names = calibrate.in_order_of_calls(model, list(configs), held)
+        chosen = {name for name in names if name not in behind or behind[name].chosen}
         for done, name in enumerate(names, 1):
-            moments = calibrate.grouped_moments(model, wide, [name], held).get(name)
+            moments = calibrate.grouped_moments(model, wide, [name], held, chosen).get(name)
             norm = behind[name].norm if name in behind else None
             if moments is not None:  # the compressed prefix may route everything past a layer
                 last = None if norm is None else wide.get_submodule(norm)

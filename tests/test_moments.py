@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lrcompress as lrc
-from lrcompress import ops, refine
+from lrcompress import calibrate, ops, refine
 from lrcompress.types import Refinement
 
 
@@ -207,6 +207,38 @@ def test_experts_are_fitted_on_the_rows_that_they_get(skip, recipe):
     assert difference(model, small, torch.cat(batches)) < 1
     same = lrc.apply(model, full_rank(model, batches[0]), batches=batches)
     assert max(difference(model, same, x) for x in others(batches[0])) < 1e-5
+
+
+class Choosers(nn.Module):
+    """Each expert takes the eight rows that it scores highest, so the number of rows tells nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.pre, self.gate, self.post = nn.Linear(16, 16), nn.Linear(16, 4), nn.Linear(16, 16)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x):
+        x = torch.relu(self.pre(x))
+        score, y = self.gate(x), x
+        for i, expert in enumerate(self.experts):
+            picked = score[:, i].topk(8).indices
+            y = y.index_add(0, picked, expert(x[picked]))
+        return self.post(y)
+
+
+def test_experts_that_choose_their_rows_are_not_held_to_the_outputs_of_others():
+    torch.manual_seed(0)
+    model, batches = Choosers().eval(), [rows(32, 16) for _ in range(8)]
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found = calibrate.what_follows(model, layers, lambda: model(batches[0]))
+    chosen = {name for name, behind in found.items() if behind.chosen}
+    assert chosen == {f"experts.{i}" for i in range(4)}
+    plan = full_rank(model, batches[0]).edit("pre", rank=4)
+    small = lrc.apply(model, plan, batches=batches)
+    for name in chosen:
+        expert = small.get_submodule(name)
+        torch.testing.assert_close(expert.U @ expert.V, model.get_submodule(name).weight)
+    assert not torch.allclose(small.post.U @ small.post.V, model.post.weight)
 
 
 def test_experts_that_only_a_later_batch_reaches_are_fitted_and_others_keep_their_weights():

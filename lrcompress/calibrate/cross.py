@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,7 @@ def grouped_moments(
     given: nn.Module,  # whose inputs x are given; the same module names
     names: Sequence[str],
     batches: Iterable[Any],
+    chosen: Collection[str] = (),  # layers whose rows are known to be picked by what layers give
 ) -> dict[str, list[Moments]]:  # of each layer that ran, for each of its channel groups
     """Run two models on the same batches; return the moments of the second's inputs and the first's outputs.
 
@@ -112,7 +113,7 @@ def grouped_moments(
     """
     layers = [{name: _layer_of(model, name) for name in names} for model in (wanted, given)]
     calls = [dict.fromkeys(names, 0), dict.fromkeys(names, 0)]
-    sums = {name: _Sums(layer) for name, layer in layers[1].items()}
+    sums = {name: _Sums(layer, name not in chosen) for name, layer in layers[1].items()}
     number = 0
     with inference(wanted), inference(given):
         for number, batch in enumerate(batches, 1):
@@ -164,11 +165,11 @@ def _seen(
 class _Sums:
     """Running sums of one layer."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, paired: bool) -> None:
         self.layer = layer
         self.groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         self.count = 0
-        self.paired = True  # whether each output wanted belongs to an input
+        self.paired = paired  # whether each output wanted belongs to an input
         self.rounding = _ROUNDING
         self.known: list[Tensor] = []  # of x x^T and x, the channel group leading
         self.lacking: list[Tensor] = []  # of e x^T, e and e^2

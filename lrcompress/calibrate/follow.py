@@ -16,6 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lrcompress.calibrate.run import inference, observed
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+_PICKS = frozenset(("__getitem__", "index_select", "gather", "take_along_dim", "masked_select", "take"))
+_PUTS = ("index_add", "index_copy", "index_put", "scatter", "masked_scatter")  # and what begins like these
 _SUMS = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__"))
 
 
@@ -29,6 +31,7 @@ class Behind:
 
     norm: str | None = None  # the batch norm that reads the output tensor itself; both run once
     share: float = 1.0  # variance of the layer's branch over the variance of the sum; 1 outside of branches
+    chosen: bool = False  # the rows that it gets are picked by what layers before it give, as by a router
 
 
 def what_follows(
@@ -48,7 +51,9 @@ def what_follows(
     once = {name for name, count in path.calls.items() if count == 1}
     norms = {layer: norm for layer, norm in path.norms.items() if {layer, norm} <= once}
     return {
-        name: Behind(norms.get(name), path.shares.get(name, 1.0)) for name in layers if name in path.calls
+        name: Behind(norms.get(name), path.shares.get(name, 1.0), name in path.chosen)
+        for name in layers
+        if name in path.calls
     }
 
 
@@ -69,13 +74,17 @@ class _Path(TorchFunctionMode):
         self.calls: Counter[str] = Counter()
         self.norms: dict[str, str] = {}  # layer -> batch norm
         self.shares: dict[str, float] = {}
+        self.chosen: set[str] = set()  # modules
         self._layers = layers
         self._sources: Any = WeakTensorKeyDictionary()  # tensor -> names of layers
         self._made: Any = WeakTensorKeyDictionary()  # output -> its layer, and its version
+        self._picked: Any = WeakTensorKeyDictionary()  # tensors of rows that layers' outputs picked
 
     def leave(self, name: str, x: Tensor, y: Tensor) -> None:
         """Take note of a module's output."""
         self.calls[name] += 1
+        if x in self._picked:
+            self.chosen.add(name)
         own = {name} & self._layers.keys()
         self._sources[y] = self._sources.get(y, frozenset()) | own
         if own:
@@ -99,11 +108,21 @@ class _Path(TorchFunctionMode):
         if terms is not None and ends:
             self._end(terms, held, result.detach())
             sources = frozenset()
-        if known:
-            for leaf in tree_leaves(result):
-                if isinstance(leaf, Tensor):
-                    self._sources[leaf] = sources
+        picked = self._picks(getattr(func, "__name__", ""), args, given)
+        for leaf in tree_leaves(result) if known else ():
+            if isinstance(leaf, Tensor):
+                self._sources[leaf] = sources
+                if picked:
+                    self._picked[leaf] = True
         return result
+
+    def _picks(self, name: str, args: Any, given: list[Tensor]) -> bool:
+        """Return whether a call's results are rows that layers' outputs picked, and not put back."""
+        if name.startswith(_PUTS):
+            return False
+        indices = tree_leaves(args[1:]) if name in _PICKS else ()
+        by_layers = any(isinstance(leaf, Tensor) and leaf in self._sources for leaf in indices)
+        return by_layers or any(leaf in self._picked for leaf in given)
 
     def _end(self, terms: tuple[Tensor, Tensor], values: list[Tensor], total: Tensor) -> None:
         """Take note of a sum."""
