@@ -1,6 +1,9 @@
 """Removing channels: exact for every pattern that the trace follows, and refused for what it does not."""
 
 import copy
+import functools
+import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -274,17 +277,262 @@ def test_hooked_ignored_tied_and_subclassed_layers_stay_whole():
     assert names(tied) == []
 
 
-def test_control_flow_on_data_is_an_error_that_names_the_node():
-    def branch(m, x):
-        y = m.a(x)
-        return m.a(x) if y.sum() > 0 else y
+def test_branches_on_values_are_followed_where_the_inputs_lead():
+    """What decides stays whole, and so does what another branch may read."""
 
-    model = Net(branch, a=conv(3, 6))
-    with pytest.raises(PlanError, match=r"a branch depends on the value of node 'gt'"):
-        removal.trace(model, torch.randn(1, 3, 8, 8))
-    model = Net(lambda m, x: torch.stack([m.a(row[None]) for row in x]), a=conv(3, 6))
-    with pytest.raises(PlanError, match=r"a loop depends on the value of node 'x'"):
-        removal.trace(model, torch.randn(1, 3, 8, 8))
+    def branch(m, x):
+        y = F.relu(m.b(F.relu(m.a(x))))
+        return m.c(y) if m.gate(x).sum() > 0 else m.d(y)
+
+    modules = {"a": conv(3, 5), "b": conv(5, 6), "c": conv(6, 2), "gate": conv(3, 4)}
+    wiring = removal.trace(Net(branch, **modules, d=conv(6, 2)), torch.randn(1, 3, 8, 8))
+    assert [c.name for c in wiring.couplings if c.producers] == ["a"]
+    held = {item.producers[0]: item.reason for item in wiring.held}
+    assert "'sum' in the network itself" in held["gate"]
+    assert "did not run and may read it where 'bool' in the network itself" in held["b"]
+
+
+def test_loops_over_samples_are_followed():
+    model = Net(
+        lambda m, x: torch.stack([m.b(F.relu(m.a(row[None])))[0] for row in x]), a=conv(3, 6), b=conv(6, 2)
+    )
+    check_exact(model.double().eval(), {"a": 6})
+
+
+@dataclass
+class Outputs:
+    logits: torch.Tensor
+    hidden: torch.Tensor | None = None
+
+
+def decorated(forward):
+    @functools.wraps(forward)
+    def wrapper(*args, **kwargs):
+        return forward(*args, **kwargs)
+
+    return wrapper
+
+
+@decorated
+def with_options(m, x, *, skip=None, scale: float = 1.0, dim=1, **kwargs):
+    if x.shape[-1] % 4 != 0:
+        raise ValueError("the width must be a multiple of 4")
+    y = F.relu(m.a(x)) * scale
+    if skip is not None:
+        y = y + skip
+    for layer in (m.b, m.c):
+        y = F.relu(layer(y))
+    return Outputs(torch.softmax(m.d(y), dim))
+
+
+ARGUMENTS = {
+    "left out": {},
+    "by keyword": {"scale": torch.tensor(2.0)},
+    "the last alone": {"dim": -1},
+}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_optional_and_keyword_arguments_are_those_of_the_example_inputs(arguments):
+    model = Net(None, a=conv(3, 6), b=conv(6, 5), c=conv(5, 6), d=conv(6, 2))
+    model.forward = functools.partial(with_options, model)
+    inputs = {"x": torch.randn(2, 3, 8, 8), **ARGUMENTS[arguments]}
+    wiring = removal.trace(model, inputs)
+    assert [c.name for c in wiring.couplings] == ["inputs of a", "a", "b", "c"]
+    inputs["skip"] = torch.randn(2, 6, 8, 8)
+    assert [c.name for c in removal.trace(model, inputs).couplings if c.producers] == ["b", "c"]
+
+
+def check_exact(model, expected, x=None):
+    """Compare the couplings with those expected, and the network without half of them with zeros in it."""
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64) if x is None else x
+    wiring = removal.trace(model, x)
+    assert {c.name: c.channels for c in wiring.couplings if c.producers} == expected
+    removals = some(wiring)
+    model = with_zero_columns(model, removals)
+    assert_equal_outputs(removal.removed(model, removals), model, x)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A batch norm with an activation, and a forward of its own."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return self.act(x)
+
+
+class Frozen(nn.Module):
+    """A batch norm of buffers, in plain arithmetic."""
+
+    def __init__(self, channels):
+        super().__init__()
+        for name in ("weight", "bias", "mean", "variance"):
+            self.register_buffer(name, torch.rand(channels) + 0.5)
+
+    def forward(self, x):
+        scale = self.weight.reshape(1, -1, 1, 1) * (self.variance.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+        return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.mean.reshape(1, -1, 1, 1) * scale)
+
+
+class Scale(nn.Module):
+    """A factor for each channel."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(1, channels, 1, 1))
+
+    def forward(self, x):
+        return x * self.gamma
+
+
+@pytest.mark.parametrize("kind", [NormAct, Frozen, Scale, nn.BatchNorm2d, nn.PReLU])
+def test_vectors_with_an_entry_for_each_channel_are_followed(kind):
+    model = nn.Sequential(conv(3, 6), kind(6), nn.ReLU(), conv(6, 2))
+    check_exact(model.double().eval(), {"0": 6})
+
+    def forward(m, x):
+        return m.last(F.relu(m.norm(torch.cat((m.b(x), m.a(x), m.b(x)), 1))))
+
+    model = Net(forward, a=conv(3, 4), b=conv(3, 5), norm=kind(14), last=conv(14, 2))
+    check_exact(model.double().eval(), {"a": 4, "b": 5})
+
+
+def test_vectors_that_are_tied_or_read_elsewhere_hold_their_channels():
+    def names(forward=lambda m, x: m.b(m.norm(m.a(x))), **modules):
+        layers = {"a": conv(3, 6), "norm": nn.BatchNorm2d(6), "b": conv(6, 2)} | modules
+        return [
+            c.name for c in removal.trace(Net(forward, **layers).eval(), torch.randn(2, 3, 8, 8)).couplings
+        ]
+
+    assert "a" in names()
+    assert "a" not in names(lambda m, x: m.b(m.norm(m.a(x))) * m.norm.weight.norm())
+    assert "a" not in names(lambda m, x: (m.b(m.norm(m.a(x))), m.norm.running_mean))
+    tied = nn.BatchNorm2d(6)
+    other = nn.BatchNorm2d(6)
+    other.weight = tied.weight
+    assert "a" not in names(norm=tied, other=other)
+
+
+def test_one_norm_on_two_tensors_joins_their_channels():
+    model = Net(lambda m, x: m.c(m.norm(m.a(x))) + m.d(m.norm(m.b(x))), a=conv(3, 6), b=conv(3, 6),
+                norm=nn.BatchNorm2d(6), c=conv(6, 2), d=conv(6, 2))  # fmt: skip
+    check_exact(model.double().eval(), {"a": 6})
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+def less_mean(x: torch.Tensor) -> torch.Tensor:
+    return x - x.mean(1, keepdim=True)
+
+
+def scripted(m, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return m.b(torch.jit.script(less_mean)(m.a(x)))
+
+
+def kept(m, x):
+    m.features = m.a(x)
+    return m.b(m.features)
+
+
+WHOLE = {  # forwards that a narrower tensor would change, and what the reason must name
+    "a scale by the width": (
+        lambda m, x: m.b((y := m.a(x)) / y.shape[1] ** 0.5),
+        "'pow' in the network itself",
+    ),
+    "a mean by the count": (lambda m, x: m.b(m.a(x)) * (m.a(x).numel() + 1), "'add' in the network itself"),
+    "a check of the width": (
+        lambda m, x: m.b(m.a(x)) if m.a(x).shape[1] == 6 else x,
+        "'eq' in the network itself",
+    ),
+    "a mean over channels": (lambda m, x: m.b((y := m.a(x)) - y.mean(1, keepdim=True)), "'mean'"),
+    "group norm": (lambda m, x: m.b(F.group_norm(m.a(x), 2)), "'group_norm'"),
+    "heads": (lambda m, x: m.b(m.a(x).reshape(2, 2, -1, 8, 8).flatten(1, 2)), "'reshape'"),
+    "heads by the width": (
+        lambda m, x: m.b((y := m.a(x)).view(2, 2, y.shape[1] // 2, 8, 8).transpose(1, 2).flatten(1, 2)),
+        "'floordiv' in the network itself",
+    ),
+    "the width of another tensor": (lambda m, x: m.b(m.a(x).view(2, m.c(x).shape[1], 8, 8)), "'view'"),
+    "a tensor of the width": (lambda m, x: m.b((y := m.a(x)) + torch.ones(y.shape[1], 1, 1)), "'ones'"),
+    "scripted code": (scripted, "in the network itself"),
+    "a matrix product": (lambda m, x: m.b(torch.einsum("nchw,cd->ndhw", m.a(x), torch.eye(6))), "'einsum'"),
+    "an attribute": (kept, "holds on to it"),
+    "an array": (lambda m, x: m.b(m.a(x)) * float(m.a(x).numpy().sum()), "'numpy'"),
+    "its weight": (lambda m, x: (m.b(m.a(x)), F.conv2d(x, m.a.weight * 2)), "'mul'"),
+    "its weight in the same product": (
+        lambda m, x: (m.b(m.a(x)), F.conv2d(x[:, :, :3, :3], m.a.weight[:, :, :1, :1])),
+        "'getitem'",
+    ),
+    "the shape of its weight": (
+        lambda m, x: m.b(m.a(x)) / len(range(+m.a.weight.shape[0])),
+        "'pos' in the network itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("pattern", WHOLE)
+def test_what_depends_on_the_width_is_named_and_left_whole(pattern):
+    forward, node = WHOLE[pattern]
+    model = Net(forward, a=conv(3, 6), b=conv(6, 2), c=conv(3, 6)).eval()
+    wiring = removal.trace(model, torch.randn(2, 3, 8, 8))
+    assert [c.name for c in wiring.couplings if c.producers] == []
+    assert node in next(item.reason for item in wiring.held if "a" in item.producers)
+
+
+def test_functions_with_a_derivative_are_followed_or_held():
+    model = Net(lambda m, x: m.b(Doubling.apply(m.a(x))), a=conv(3, 6), b=conv(6, 2)).double().eval()
+    wiring = removal.trace(model, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    check_exact(model, {c.name: c.channels for c in wiring.couplings if c.producers})
+
+
+def test_sizes_that_code_computes_from_a_width_are_followed():
+    def forward(m, x):
+        y = m.a(x)
+        n, c, h, w = y.shape
+        assert y.shape == m.c(y).shape[:1] + y.shape[1:]
+        y = y.view(n, c, h * w).transpose(1, 2).reshape(n * h * w, c)
+        return m.b(F.gelu(y).view(n, h, w, -1))
+
+    model = Net(forward, a=conv(3, 6), b=nn.Linear(6, 2), c=conv(6, 4))
+    check_exact(model.double().eval(), {"a": 6})
+
+
+def test_gated_layers_share_their_channels():
+    model = Net(
+        lambda m, x: m.down(F.silu(m.gate(x)) * m.up(x)),
+        gate=nn.Linear(5, 7), up=nn.Linear(5, 7), down=nn.Linear(7, 5),
+    )  # fmt: skip
+    model, x = model.double().eval(), torch.randn(3, 2, 5, dtype=torch.float64)
+    check_exact(model, {"gate": 7}, x)
+    (coupling,) = (c for c in removal.trace(model, x).couplings if c.producers)
+    assert coupling.producers == ("gate", "up")
+
+
+def test_widths_do_not_outlive_the_trace():
+    """Numbers that a module keeps are copied as plain numbers."""
+
+    def forward(m, x):
+        y = m.a(x)
+        m.width = y.shape[1]
+        return m.b(y)
+
+    model = Net(forward, a=conv(3, 6), b=conv(6, 2))
+    removal.trace(model, torch.randn(2, 3, 8, 8))
+    assert type(copy.deepcopy(model.width)) is int
+    assert model.width == 6
 
 
 def test_tracing_leaves_the_model_as_it_was():

@@ -55,9 +55,9 @@ def _term(
 ) -> tuple[float, float, float, float]:
     """Return rows, columns, cost of each weight position and further cost of a row."""
     if not isinstance(module, rewrite.Dense):  # batch norm, PReLU: some parameters of each channel
-        params = list(module.parameters(recurse=False))
-        per_channel = float(len(params)) if cost == "params" else 0.0
-        return float(params[0].shape[0] if params else 0), 0.0, 0.0, per_channel
+        sizes = [p.numel() for p in module.parameters(recurse=False) if p.numel() > 1]
+        per_channel = float(len(sizes)) if cost == "params" else 0.0
+        return float(max(sizes, default=0)), 0.0, 0.0, per_channel
     layer = rewrite.describe(name, module, calls)
     area, positions = layer.params // (layer.weight_shape[0] * layer.weight_shape[1]), layer.positions(0)[1]
     unit = float(area) if cost == "params" else area * positions

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lrcompress import rewrite
 from lrcompress.nn import SelectInputs
+from lrcompress.removal.vectors import count_of, own_tensors, vectors_of
 from lrcompress.types import PlanError, Removal, Slot
 
 
@@ -87,9 +87,8 @@ def _sizes(module: nn.Module) -> dict[str, int]:
         return {"channels": module.in_channels} if module.groups == module.in_channels else {}
     if isinstance(module, rewrite.Dense):
         return {"rows": module.weight.shape[0], "columns": module.weight.shape[1]}
-    if isinstance(module, nn.PReLU):
-        return {"channels": module.num_parameters}
-    return {"channels": module.num_features} if isinstance(module, _BatchNorm) else {}
+    count = count_of(module)
+    return {"channels": count} if count else {}
 
 
 def _check(name: str, module: nn.Module | None, kind: str, owned: range, whole: bool) -> None:
@@ -111,8 +110,7 @@ def _stay(count: int, gone: set[int], like: Tensor) -> Tensor:
 def _narrow(name: str, module: nn.Module, cut: Cut, means: Mapping[str, Tensor] | None) -> nn.Module:
     """Return a narrower copy of one module."""
     nothing = torch.empty(0, device="meta")  # in the copy, until its tensors are set
-    tensors = {**module._parameters, **module._buffers}
-    new = copy.deepcopy(module, {id(tensor): nothing for tensor in tensors.values() if tensor is not None})
+    new = copy.deepcopy(module, {id(tensor): nothing for tensor in own_tensors(module).values()})
     if "channels" in cut.gone:
         _narrow_follower(module, new, cut.gone["channels"])
         return new
@@ -143,15 +141,19 @@ def _narrow_follower(module: nn.Module, new: nn.Module, gone: set[int]) -> None:
         for attribute, times in (("in_channels", 1), ("groups", 1), ("out_channels", more)):
             setattr(new, attribute, times * (count - len(gone)))
         gone, count = {channel * more + i for channel in gone for i in range(more)}, module.out_channels
+        axes = dict.fromkeys(own_tensors(module), 0)
     else:
-        setattr(new, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", count - len(gone))
-    for name, tensor in module._parameters.items():
-        if tensor is not None:
-            kept = tensor.detach().index_select(0, _stay(count, gone, tensor))
-            new._parameters[name] = _parameter(kept, tensor)
-    for name, buffer in module._buffers.items():
-        if buffer is not None:  # the count of batches is a single number
-            cut = buffer.index_select(0, _stay(count, gone, buffer)) if buffer.ndim else buffer.clone()
+        axes = vectors_of(module)
+        for attribute in ("num_features", "num_parameters"):
+            if getattr(module, attribute, None) == count:
+                setattr(new, attribute, count - len(gone))
+    for name, tensor in own_tensors(module).items():
+        cut = tensor.detach().clone()  # the count of batches is a single number
+        if name in axes:
+            cut = cut.index_select(axes[name], _stay(count, gone, tensor))
+        if name in module._parameters:
+            new._parameters[name] = _parameter(cut, tensor)
+        else:
             new._buffers[name] = cut
 
 
