@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -386,3 +388,35 @@ def test_every_weight_is_planned_or_left_alone(widths, data):
         model[int(name)].out_features for name in ignored
     )
     assert kept + sum(entry.layer.params for entry in plan) + biases == plan.params
+
+
+def test_subclasses_that_keep_their_parents_forward_are_the_parent(tmp_path: Path) -> None:
+    class Projection(nn.Linear):
+        def reset_parameters(self) -> None:
+            nn.init.normal_(self.weight, std=0.2)
+            nn.init.zeros_(self.bias)
+
+    class Square(nn.Conv2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels, channels, 3, padding=1)
+
+    class Gained(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(32, 32)
+            self.gain = nn.Parameter(torch.ones(32))
+
+    class Doubled(nn.Conv2d):
+        def _conv_forward(self, *args: Any) -> torch.Tensor:
+            return 2 * super()._conv_forward(*args)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Square(8), Doubled(8, 8, 3), Projection(6, 32), Gained()).eval()
+    plan = lrc.plan(model, lrc.Budget(params=0.9), lrc.svd())
+    assert [(entry.layer.name, entry.layer.kind) for entry in plan] == [("0", "Conv2d"), ("2", "Linear")]
+    assert all("may compute otherwise" in item.reason for item in plan.left_alone)
+    plan = lrc.Plan.from_json(plan.edit("2", rank=3).edit("0", rank=5).to_json())
+    small = lrc.apply(model, plan)
+    lrc.save(small, plan, tmp_path / "small")
+    x = torch.randn(2, 8, 8, 8)
+    assert torch.equal(lrc.load(tmp_path / "small", model)(x), small(x))
+    torch.testing.assert_close(lrc.merge(small)(x), small(x))

@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from lrcompress.ops._cuda import has_kernels
 
@@ -31,6 +32,11 @@ def choices_repr(activation: Activation, kernel: Kernel) -> str:
     """Describe what is not the default."""
     text = "" if activation == "none" else f", activation={activation}"
     return text + ("" if kernel == "auto" else f", kernel={kernel}")
+
+
+def is_traced(input: object) -> bool:
+    """Say whether torch.fx traces the call: there are no sizes yet to choose a kernel by."""
+    return isinstance(input, Proxy)
 
 
 def takes_fused(

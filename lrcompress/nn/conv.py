@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcompress import ops
-from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_repr, takes_fused
+from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_repr, is_traced, takes_fused
+from lrcompress.nn.weight import check_new_weight, decoders, take_decoder, weight_of
 from lrcompress.ops._activations import activate
 from lrcompress.types import encoder_axes
 
@@ -81,7 +82,9 @@ class _LowRankConv(nn.Module):
         self.stride, self.dilation = self._each(stride), self._each(dilation)
         self.padding = padding if isinstance(padding, str) else self._each(padding)
         mine = encoder_axes(scheme, self.axes)
-        self.encoder, self.decoder = self._part(mine), self._part(tuple(not own for own in mine))
+        geometry = (self.stride, self.padding, self.dilation)
+        self.encoder = self._part(mine, *geometry)
+        self.decoder = self._part(tuple(not own for own in mine), *geometry)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = conv_groups * groups
         self.U = nn.Parameter(torch.empty(out_channels, groups * rank, *self.decoder.kernel, **made))
@@ -93,18 +96,18 @@ class _LowRankConv(nn.Module):
         """Spread one size over all axes."""
         return (size,) * self.axes if isinstance(size, int) else tuple(size)
 
-    def _part(self, mine: tuple[bool, ...]) -> _Part:
+    def _part(self, mine: tuple[bool, ...], stride: Any, padding: Any, dilation: Any) -> _Part:
         """Return the geometry of the part that owns the given axes."""
-        if self.padding == "same":
-            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if padding == "same":
+            total = [d * (k - 1) for d, k in zip(dilation, self.kernel_size, strict=True)]
             both = [(t // 2, t - t // 2) for t in total]
         else:
-            both = [(0, 0)] * self.axes if isinstance(self.padding, str) else [(p, p) for p in self.padding]
+            both = [(0, 0)] * self.axes if isinstance(padding, str) else [(p, p) for p in padding]
         return _Part(
             tuple(k if own else 1 for k, own in zip(self.kernel_size, mine, strict=True)),
-            tuple(s if own else 1 for s, own in zip(self.stride, mine, strict=True)),
+            tuple(s if own else 1 for s, own in zip(stride, mine, strict=True)),
             tuple(p if own else (0, 0) for p, own in zip(both, mine, strict=True)),
-            tuple(d if own else 1 for d, own in zip(self.dilation, mine, strict=True)),
+            tuple(d if own else 1 for d, own in zip(dilation, mine, strict=True)),
         )
 
     def reset_parameters(self) -> None:
@@ -117,7 +120,67 @@ class _LowRankConv(nn.Module):
 
     @property
     def weight(self) -> Tensor:  # [out, in / conv_groups, *kernel]
-        """The factors multiplied out at each access, for code that reads the weight of any layer."""
+        """What the factors multiply out to, for code that reads the weight of any layer."""
+        return weight_of(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a new weight goes to the factors."""
+        if name == "weight":
+            self.take_weight(value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return (self.out_channels, self.in_channels // self.conv_groups, *self.kernel_size)
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """Return U and V."""
+        return self.U, self.V
+
+    def take_weight(self, weight: Tensor) -> None:
+        """Change U so that the factors multiply out to a weight.
+
+        Raises:
+            WeightError: there is no such U.
+        """
+        check_new_weight(self, weight)
+        sizes = [
+            pair[i] for pair in zip(self.encoder.kernel, self.decoder.kernel, strict=True) for i in (0, 1)
+        ]
+        W = weight.detach().reshape(*self.weight_shape[:2], *sizes)
+        order = [2 + 2 * i + part for part in (0, 1) for i in range(self.axes)]
+        W = W.permute(0, 1, *order).reshape(
+            self.conv_groups,
+            self.out_channels // self.conv_groups,
+            self.groups,
+            -1,
+            math.prod(self.encoder.kernel),
+            math.prod(self.decoder.kernel),
+        )
+        blocks = W.permute(0, 2, 1, 5, 3, 4).flatten(4).flatten(2, 3).flatten(0, 1)  # [groups, out d, in e]
+        V = self.V.detach().unflatten(0, (-1, self.rank)).flatten(2)
+        U = decoders(self, blocks, V).unflatten(1, (-1, W.shape[5])).unflatten(0, (-1, self.groups))
+        take_decoder(self, U.permute(0, 2, 1, 4, 3), weight)
+
+    def run_factors(self, input: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor | None:
+        """Apply the factors in a convolution of another geometry, without the layer's bias and activation."""
+        stride, padding, dilation, groups = geometry
+        if groups != self.conv_groups:
+            return None
+        each = (self._each(stride), padding if isinstance(padding, str) else self._each(padding))
+        mine = encoder_axes(self.scheme, self.axes)
+        z = input
+        for own, weight, b, count in (
+            (mine, self.V, None, groups * self.groups),
+            (tuple(not axis for axis in mine), self.U, bias, groups),
+        ):
+            z = self._run(self._part(own, *each, self._each(dilation)), z, weight, b, count, "zeros")
+        return z
+
+    def multiplied_out(self) -> Tensor:  # [out, in / conv_groups, *kernel]
+        """Return the product of the factors."""
         outer = (self.conv_groups, self.out_channels // self.conv_groups, self.groups, self.rank)
         U = self.U.reshape(*outer, *self.decoder.kernel).flatten(4)
         V = self.V.unflatten(0, (self.conv_groups, self.groups, self.rank)).flatten(4)
@@ -132,21 +195,24 @@ class _LowRankConv(nn.Module):
         input: Tensor,  # [batch, in_channels, *size], or without the batch
     ) -> Tensor:  # [batch, out_channels, *size]
         """Apply the layer."""
-        z = self._run(self.encoder, input, self.V, None, self.conv_groups * self.groups)
-        return activate(self._run(self.decoder, z, self.U, self.bias, self.conv_groups), self.activation)
+        mode, groups = self.padding_mode, self.conv_groups
+        z = self._run(self.encoder, input, self.V, None, groups * self.groups, mode)
+        return activate(self._run(self.decoder, z, self.U, self.bias, groups, mode), self.activation)
 
     def runs_fused(self, input: Tensor) -> bool:
         """Say whether a fused op runs this call."""
         return False
 
-    def _run(self, part: _Part, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    def _run(
+        self, part: _Part, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, mode: str
+    ) -> Tensor:
         """Pad and convolve; symmetric zeros go to the convolution itself."""
         padding: tuple[int, ...] = tuple(before for before, _ in part.padding)
         if any(map(sum, part.padding)) and (
-            self.padding_mode != "zeros" or any(before != after for before, after in part.padding)
+            mode != "zeros" or any(before != after for before, after in part.padding)
         ):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = F.pad(x, [side for pair in reversed(part.padding) for side in pair], mode=mode)
+            sides = [side for pair in reversed(part.padding) for side in pair]
+            x = F.pad(x, sides, mode="constant" if mode == "zeros" else mode)
             padding = (0,) * self.axes
         return type(self).convolve(x, weight, bias, part.stride, padding, part.dilation, groups)
 
@@ -226,7 +292,7 @@ class LowRankConv2d(_LowRankConv):
 
     def _runs_fused(self, input: Tensor, *factors: Tensor | None) -> bool:
         wanted = self._fused_pays if self.kernel == "auto" else self.kernel == "fused"
-        if not (wanted and self._fusable and input.ndim == 4):
+        if not (wanted and self._fusable) or is_traced(input) or input.ndim != 4:
             return False
         return takes_fused(self.kernel, input, *factors)
 

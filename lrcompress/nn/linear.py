@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcompress import ops
-from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_repr, takes_fused
+from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_repr, is_traced, takes_fused
+from lrcompress.nn.weight import check_new_weight, decoders, take_decoder, weight_of
 from lrcompress.ops._activations import activate
 from lrcompress.ops.lowrank_linear import kernel_pays, takes_many_rows
 
@@ -66,7 +67,42 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:  # [out_features, in_features]
-        """The factors multiplied out at each access, for code that reads the weight of any layer."""
+        """What the factors multiply out to, for code that reads the weight of any layer."""
+        return weight_of(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a new weight goes to the factors."""
+        if name == "weight":
+            self.take_weight(value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return (self.out_features, self.in_features)
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """Return U and V."""
+        return self.U, self.V
+
+    def take_weight(self, weight: Tensor) -> None:
+        """Change U so that the factors multiply out to a weight.
+
+        Raises:
+            WeightError: there is no such U, or an activation was folded in.
+        """
+        check_new_weight(self, weight)
+        blocks = weight.detach().unflatten(1, (self.groups, -1)).transpose(0, 1)
+        U = decoders(self, blocks, self.V.detach().unflatten(0, (self.groups, self.rank)))
+        take_decoder(self, U.transpose(0, 1).flatten(1), weight)
+
+    def run_factors(self, input: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor | None:
+        """Apply the factors and a bias, without the layer's own bias and activation."""
+        return None if geometry else F.linear(self._encoded(input), self.U, bias)
+
+    def multiplied_out(self) -> Tensor:  # [out_features, in_features]
+        """Return the product of the factors."""
         U = self.U.unflatten(1, (self.groups, self.rank))
         V = self.V.unflatten(0, (self.groups, self.rank))
         return torch.einsum("okj,kjn->okn", U, V).flatten(1)
@@ -78,16 +114,19 @@ class LowRankLinear(nn.Module):
         """Apply the layer."""
         if self.runs_fused(input):
             return ops.lowrank_linear(input, self.U, self.V, self.bias, self.groups, self.activation)
+        return activate(F.linear(self._encoded(input), self.U, self.bias), self.activation)
+
+    def _encoded(self, input: Tensor) -> Tensor:  # [..., groups rank]
         if self.groups == 1:
-            z = F.linear(input, self.V)
-        else:
-            slices = input.reshape(-1, self.groups, self.in_features // self.groups).transpose(0, 1)
-            z = torch.bmm(slices, self.V.unflatten(0, (self.groups, self.rank)).mT)
-            z = z.transpose(0, 1).reshape(*input.shape[:-1], self.groups * self.rank)
-        return activate(F.linear(z, self.U, self.bias), self.activation)
+            return F.linear(input, self.V)
+        slices = input.reshape(-1, self.groups, self.in_features // self.groups).transpose(0, 1)
+        z = torch.bmm(slices, self.V.unflatten(0, (self.groups, self.rank)).mT)
+        return z.transpose(0, 1).reshape(input.shape[:-1] + (self.groups * self.rank,))  # noqa: RUF005 (torch.fx)
 
     def runs_fused(self, input: Tensor) -> bool:
         """Say whether a kernel of ``ops.lowrank_linear`` runs this call: unless composed, if it has one."""
+        if is_traced(input):
+            return False
         rows = input.numel() // max(self.in_features, 1)
         if self.kernel == "auto":  # first, for it is the least that a small layer is kept waiting
             weights = self.U.numel() + self.V.numel()

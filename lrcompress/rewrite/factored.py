@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.nn import LowRankLinear
-from lrcompress.rewrite.layers import CONVOLUTIONS, Dense, Factored
+from lrcompress.rewrite.layers import CONVOLUTIONS, Dense, Factored, kind_of
 from lrcompress.rewrite.layout import memory_format_of, set_memory_format
 from lrcompress.rewrite.survey import describe
 from lrcompress.types import LowRank, Plan, PlanError, WeightError
@@ -31,7 +31,7 @@ def factored(
         made |= {name: getattr(module, name) for name in ("stride", "padding", "dilation", "padding_mode")}
         made |= {"scheme": config.scheme, "conv_groups": module.groups}
         sizes = (module.in_channels, module.out_channels, module.kernel_size)
-        new = CONVOLUTIONS[type(module)](*sizes, config.rank, config.groups, **made)
+        new = CONVOLUTIONS[kind_of(module)](*sizes, config.rank, config.groups, **made)
     for factor in (new.U, new.V):
         factor.requires_grad_(module.weight.requires_grad)
     if new.bias is not None and module.bias is not None:
@@ -93,7 +93,7 @@ def check_fits(model: nn.Module, plan: Plan) -> dict[str, Dense]:
             raise PlanError(
                 f"the plan has a layer {planned.name!r} ({planned.kind}), the model has none of that name"
             )
-        if not isinstance(module, Dense) or type(module).__name__ != planned.kind:
+        if not isinstance(module, Dense) or kind_of(module).__name__ != planned.kind:
             raise PlanError(
                 f"layer {planned.name!r} must be {planned.kind} as planned, got {type(module).__name__}"
             )

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lrcompress.nn.choices import Activation
-from lrcompress.rewrite.layers import DENSE, Dense, Factored
+from lrcompress.rewrite.layers import DENSE, Dense, Factored, kind_of
 from lrcompress.rewrite.layout import memory_format_of, set_memory_format
 from lrcompress.rewrite.survey import TIED, is_tied, left_out, owners_of_parameters, unusual
 from lrcompress.rewrite.swap import replaced
@@ -133,7 +133,7 @@ class _Decision:
             return TIED
         if use.own:
             return f"its parameters are also read by {', '.join(use.own)}"
-        if type(module) not in _KINDS:
+        if kind_of(module) not in _KINDS:
             return f"a subclass of {type(module).__mro__[1].__name__} may compute otherwise"
         if isinstance(module, _BatchNorm) and module.training:
             return "it is in training mode"

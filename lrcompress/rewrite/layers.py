@@ -20,6 +20,21 @@ CONVOLUTIONS: dict[type[nn.Module], type[LowRankConv1d | LowRankConv2d | LowRank
 DENSE: tuple[type[nn.Module], ...] = (nn.Linear, *CONVOLUTIONS)
 
 
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class that says how a module computes: a parent in ``DENSE`` whose forward it keeps."""
+    kind = type(module)
+    base = next((base for base in DENSE if issubclass(kind, base)), None)
+    if base is None or kind is base:
+        return kind
+    kept = all(
+        getattr(kind, name, None) is getattr(base, name, None)
+        for name in ("forward", "_conv_forward", "__call__", "__getattr__")
+    )
+    own = {name for name, _ in module.named_parameters()} - {"weight", "bias"}
+    plain = not own and not any(True for _ in module.buffers()) and not any(True for _ in module.children())
+    return base if kept and plain else kind
+
+
 def is_factored(module: nn.Module) -> bool:
     """Say whether a module is one of ours."""
     return isinstance(module, Factored)

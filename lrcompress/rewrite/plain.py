@@ -59,7 +59,7 @@ def _chosen(model: nn.Module, layers: Iterable[str] | None) -> dict[str, Factore
 
 def multiplied_out(module: Factored) -> Dense | nn.Sequential:
     """Return the dense layer that a factored one stands for, and behind it the activation, if it has one."""
-    weight = module.weight.detach()
+    weight = module.multiplied_out().detach()
     made = _made(module) | {"bias": module.bias is not None}
     dense: Dense
     if isinstance(module, LowRankLinear):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from lrcompress.rewrite.layers import DENSE, Dense, is_factored
+from lrcompress.rewrite.layers import DENSE, Dense, is_factored, kind_of
 from lrcompress.types import Call, Layer, LeftAlone, PlanError, WeightError
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -71,7 +71,7 @@ def left_out(name: str, module: nn.Module, reason: str) -> LeftAlone:
 
 def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence[str]) -> str | None:
     """Say why a module must be left alone; None when it can be compressed."""
-    kind = type(module)
+    kind = kind_of(module)
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
         return "ignored by name"
     if is_factored(module):
@@ -122,7 +122,7 @@ def describe(
     """Return a layer as planning sees it."""
     return Layer(
         name,
-        type(module).__name__,
+        kind_of(module).__name__,
         tuple(module.weight.shape),
         1 if isinstance(module, nn.Linear) else module.groups,
         calls,
