@@ -288,3 +288,14 @@ def test_torch_fuses_batch_norms_into_factors() -> None:
     norm.running_var.uniform_(0.5, 2)
     x = torch.randn(5, 12)
     torch.testing.assert_close(fuse_linear_bn_eval(layer, norm)(x), norm(layer(x)))
+
+
+def test_a_selection_of_inputs_has_the_attributes_of_its_layer() -> None:
+    layer = lrc.nn.SelectInputs(nn.Conv2d(2, 6, 3, stride=2), [0, 3])
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+    for each in (layer, twin):
+        assert each.weight is each.layer.weight
+        assert (each.stride, each.out_channels, each.bias.shape) == ((2, 2), 6, (6,))
+        assert Cast(each)(torch.randn(1, 4, 8, 8).double()).dtype == torch.float32
+        with pytest.raises(AttributeError, match="nothing"):
+            _ = each.nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,15 @@ class SelectInputs(nn.Module):
         """Apply the layer to what it keeps of its input."""
         selected: Tensor = self.layer(input.index_select(self.axis, self.kept))
         return selected
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the layer has: weight, bias, in_features, stride, ..., as narrow as the layer is."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
 
     def extra_repr(self) -> str:
         """Describe the selection in ``print(model)``."""
