@@ -21,6 +21,7 @@ from small_networks import (
     TEXT,
     TWO_SIDED,
     WIDTHS,
+    WITHOUT_CACHE,
     WORDS,
     deeplab,
     detr,
@@ -47,8 +48,6 @@ class Architecture:
     name: str
     make: Callable[[], nn.Module]
     inputs: Callable[[int], Any]  # of so many samples
-    refuses: tuple[tuple[str, str], ...] = ()  # properties, and the pattern of the error that each ends in
-    quick: bool = False  # among the few that `make test` runs
 
     def __str__(self) -> str:
         return f"{self.library}, {self.name}"
@@ -77,9 +76,10 @@ def images(side: int, name: str | None = None) -> Callable[[int], Any]:
 
 
 def tokens(samples: int) -> dict[str, Tensor]:
-    """Return what a tokenizer gives of texts of one length."""
-    ids = torch.randint(3, WORDS, (samples, 12))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    """Return what a tokenizer gives of texts of two lengths."""
+    ids, mask = torch.randint(3, WORDS, (samples, 12)), torch.ones(samples, 12, dtype=torch.int64)
+    ids[::2, 8:], mask[::2, 8:] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def two_texts(samples: int) -> dict[str, Tensor]:
@@ -177,7 +177,7 @@ CONVOLUTIONAL = [
     by_timm("test_nfnet"),
     of_torchvision("densenet", lambda models: models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=10)),
     of_torchvision("vgg, batch norm", vgg),
-    of_torchvision("inception_v3, two blocks", inception),
+    of_torchvision("inception_v3, a block", inception),
     of_torchvision("shufflenet_v2_x0_5", lambda models: models.shufflenet_v2_x0_5(num_classes=10)),
     of_torchvision("squeezenet1_1", lambda models: models.squeezenet1_1(num_classes=10)),
     of_torchvision("mnasnet, narrow", lambda models: models.MNASNet(0.35, num_classes=10)),
@@ -255,7 +255,15 @@ SEQUENCES = [
     ),
     of_transformers("MPNetModel", tokens, **TEXT),
     of_transformers(
-        "GPT2LMHeadModel", tokens, **MARKS, vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=40
+        "GPT2LMHeadModel",
+        tokens,
+        **MARKS,
+        **WITHOUT_CACHE,
+        vocab_size=WORDS,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=40,
     ),
     of_transformers("LlamaForCausalLM", tokens, **GROUPED),
     of_transformers("MistralForCausalLM", tokens, **GROUPED),
@@ -271,11 +279,12 @@ SEQUENCES = [
         hidden_size=32,
         num_hidden_layers=2,
         state_size=8,
-        use_cache=False,
+        **WITHOUT_CACHE,
     ),
     of_transformers(
         "T5ForConditionalGeneration",
         two_texts,
+        **WITHOUT_CACHE,
         vocab_size=WORDS,
         d_model=32,
         d_kv=8,
@@ -307,3 +316,18 @@ SEQUENCES = [
 ]
 
 ARCHITECTURES = [*CONVOLUTIONAL, *ATTENDING, *SEQUENCES]
+
+# What `make test` runs: sums, concatenations, groups, channels that come last, several branches, attention.
+QUICK = (
+    "resnet18",
+    "resnext50_32x4d",
+    "densenet",
+    "vgg, batch norm",
+    "convnext_tiny",
+    "test_byobnet",
+    "mlp_mixer",
+    "vit_tiny_patch16_224",
+)
+
+# What cannot be served: a network, a property of `sweep.PROPERTIES`, and the pattern of the error.
+REFUSED: dict[tuple[str, str], str] = {}
