@@ -281,7 +281,56 @@ def speeds(name: str) -> str:
     return f"{table(header, rows)}\n\n{where(results)}"
 
 
+# Columns of networks, and the properties that each stands for.
+CAPABILITIES = {
+    "layers": ("layers",),
+    "full rank": ("full rank", "full rank, statistics", "full rank, batches", "full rank, decoders"),
+    "statistics": ("activation_aware, statistics",),
+    "batches": ("activation_aware, batches",),
+    "saved": ("save and load",),
+    "folded": ("fold",),
+    "unfused": ("unfuse",),
+    "exported": ("export",),
+    "lnr": ("lnr",),
+}
+
+
+def architectures(name: str) -> str:
+    """What each small network is capable of."""
+    results = read(name)
+    rows = []
+    for network, found in results["networks"].items():
+        cells = (
+            "; ".join(dict.fromkeys(found.get(one, "not run") for one in each))
+            for each in CAPABILITIES.values()
+        )
+        rows.append([network, *cells])
+    versions = ", ".join(f"{library} {version}" for library, version in results["versions"].items())
+    return f"{table(['network', *CAPABILITIES], rows)}\n\n{versions}"
+
+
+def efficientnet_lite(name: str) -> str:
+    """Agreement with the original network, by method and budget."""
+    results = read(name)
+    budgets = sorted({row["budget"] for row in results["rows"]}, reverse=True)
+    rows = []
+    for way in dict.fromkeys(row["way"] for row in results["rows"]):
+        mine = {row["budget"]: row for row in results["rows"] if row["way"] == way}
+        cells = [
+            f"{100 * mine[b]['agreement']:.1f} % ({mine[b]['cosine']:.3f})" if b in mine else ""
+            for b in budgets
+        ]
+        rows.append([way, *cells])
+    return (
+        f"{table(['method', *(f'macs {budget}' for budget in budgets)], rows)}\n\n"
+        f"Calibrated on {results['calibration']} images, evaluated on {results['evaluation']} others. "
+        f"torch {results['torch']}"
+    )
+
+
 TABLES = {
+    "architectures": architectures,
+    "efficientnet_lite": efficientnet_lite,
     "resnet20_lnr": resnet20_lnr,
     "group_lasso": group_lasso,
     "autocorrelation": autocorrelation,
