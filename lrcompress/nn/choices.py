@@ -4,9 +4,11 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Proxy
 
 from lrcompress.ops._cuda import has_kernels
+from lrcompress.ops._eager import follows_tangents, is_plain, is_transformed
 
 Activation = Literal["none", "relu", "gelu", "silu"]
 Kernel = Literal["auto", "fused", "composed"]  # of inference; training always runs the composition
@@ -48,6 +50,7 @@ def takes_fused(
 
     On CUDA only where "fused" is asked for, by hand or by ``tune``. For a backward pass the composition keeps
     what the op would compute again, and an exported graph must not need an op that its reader does not have.
+    Subclasses, other layouts and the transforms of torch.func meet torch's own operators, which know them.
     Asked at every call, so written for speed.
     """
     dtype, device = input.dtype, input.device
@@ -61,9 +64,17 @@ def takes_fused(
         return False
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return False
+    if follows_tangents() or not (torch.compiler.is_compiling() or _is_plain_call(input, *weights)):
+        return False
     for weight in weights:
         if weight is not None and (
             weight.dtype != dtype or weight.device != device or (recorded and weight.requires_grad)
         ):
             return False
     return True
+
+
+def _is_plain_call(*tensors: Tensor | None) -> bool:
+    if is_transformed():
+        return False
+    return all(each is None or type(each) is FakeTensor or is_plain(each) for each in tensors)

@@ -13,7 +13,7 @@ from lrcompress import ops
 from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_repr, is_traced, takes_fused
 from lrcompress.nn.weight import check_new_weight, decoders, take_decoder, weight_of
 from lrcompress.ops._activations import activate
-from lrcompress.ops.lowrank_linear import kernel_pays, takes_many_rows
+from lrcompress.ops.lowrank_linear import chooses_rows, kernel_pays, takes_many_rows
 
 # Weights, and multiplications in all rows, from which bench/lowrank_linear.py has the op ahead of two calls.
 _LEAST = {torch.float32: (1 << 19, 1 << 20), torch.bfloat16: (0, 1 << 19)}
@@ -127,7 +127,11 @@ class LowRankLinear(nn.Module):
         """Say whether a kernel of ``ops.lowrank_linear`` runs this call: unless composed, if it has one."""
         if is_traced(input):
             return False
+        if torch.compiler.is_compiling():
+            return self._compiles_fused(input)
         rows = input.numel() // max(self.in_features, 1)
+        if type(rows) is not int:  # a trace's: a graph must not hold a choice that one number of rows made
+            return False
         if self.kernel == "auto":  # first, for it is the least that a small layer is kept waiting
             weights = self.U.numel() + self.V.numel()
             least, work = _LEAST.get(input.dtype, (0, 0))
@@ -138,6 +142,14 @@ class LowRankLinear(nn.Module):
         if kernel_pays(input, self.groups * self.rank, rows):
             return True
         return self.kernel == "fused" and takes_many_rows(input, self.rank, rows, self.groups)
+
+    def _compiles_fused(self, input: Tensor) -> bool:
+        """Say whether a compiled graph holds the op, which looks at the number of rows in each call."""
+        if not takes_fused(self.kernel, input, self.U, self.V, self.bias):
+            return False
+        least = _LEAST.get(input.dtype, (0, 0))[0]
+        pays = self.U.numel() + self.V.numel() >= least and chooses_rows(input)
+        return self.kernel == "fused" or (self.kernel == "auto" and pays)
 
     def extra_repr(self) -> str:
         """Describe the layer in ``print(model)``."""

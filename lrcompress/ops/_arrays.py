@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.dlpack import from_dlpack
 
 
@@ -20,12 +21,10 @@ def as_matrices(
     """
     tensors = []
     for i, matrix in enumerate(matrices):
-        tensor = matrix.detach() if isinstance(matrix, Tensor) else _from_array(matrix, f"matrices[{i}]")
+        tensor = matrix if isinstance(matrix, Tensor) else _from_array(matrix, f"matrices[{i}]")
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"matrices[{i}] must be of a floating type, got {tensor.dtype}")
-        if tensor.layout != torch.strided or tensor.is_meta:
-            found = "the meta device" if tensor.is_meta else str(tensor.layout)
-            raise ValueError(f"matrices[{i}] must be dense and hold values, got {found}")
+        tensor = with_values(f"matrices[{i}]", tensor)
         if tensor.ndim != 2:
             raise ValueError(f"matrices[{i}] must be [rows, columns], got shape {tuple(tensor.shape)}")
         tensors.append(tensor)
@@ -33,6 +32,42 @@ def as_matrices(
     if len(devices) > 1:
         raise ValueError(f"matrices must lie on one device, got {sorted(devices)}")
     return tensors
+
+
+def with_values(name: str, tensor: Tensor) -> Tensor:
+    """Return the values as memory that a kernel can read: detached, and signs carried out.
+
+    Raises:
+        ValueError: the tensor is sparse, nested, a subclass, without values, or inside a transform.
+    """
+    found = _without_values(tensor)
+    if found is not None:
+        raise ValueError(f"{name} must be dense and hold values, got {found}")
+    plain: Tensor = tensor.detach().resolve_neg()
+    return plain
+
+
+def check_writable(name: str, tensor: Tensor) -> None:
+    """Refuse a result's place that a kernel cannot write to as it lies.
+
+    Raises:
+        ValueError: the tensor holds no values, or is a negated view.
+    """
+    found = "a negated view" if tensor.is_neg() else _without_values(tensor)
+    if found is not None:
+        raise ValueError(f"{name} must be dense and hold values, got {found}")
+
+
+def _without_values(tensor: Tensor) -> str | None:
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "a tensor inside a transform of torch.func"
+    if isinstance(tensor, FakeTensor) or hasattr(tensor, "__tensor_flatten__"):  # memory that others hold
+        return type(tensor).__name__
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.is_meta:
+        return "the meta device"
+    return None if tensor.layout is torch.strided else str(tensor.layout)
 
 
 def _from_array(array: Any, name: str) -> Tensor:

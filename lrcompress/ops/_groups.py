@@ -45,9 +45,11 @@ def _group_ids(
     if all(isinstance(group, int) for group in groups):
         if len(groups) != columns:
             raise ValueError(f"groups must name a group for each of the {columns} columns, got {len(groups)}")
-        numbers: Tensor = torch.unique(torch.tensor(groups, dtype=torch.int64), return_inverse=True)[1]
+        numbers: Tensor = torch.unique(
+            torch.tensor(groups, dtype=torch.int64, device="cpu"), return_inverse=True
+        )[1]
         return numbers
-    ids = torch.full((columns,), -1, dtype=torch.int64)
+    ids = torch.full((columns,), -1, dtype=torch.int64, device="cpu")
     for number, group in enumerate(groups):
         assert not isinstance(group, int)
         if len(group) == 0:

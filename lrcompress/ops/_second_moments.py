@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lrcompress.ops._arrays import with_values
+
 # Largest entries of what is given; squares of their products are float64 numbers then.
 _RANGE = (1e-75, 1e75)
 
@@ -68,8 +70,8 @@ def moments(
         )
     if matrix.device != R.device:
         raise ValueError(f"R and {name} must lie on one device, got {R.device} and {matrix.device}")
-    exact = _checked_autocorrelation(R.detach())
-    matrix = matrix.detach().to(torch.float64)
+    exact = _checked_autocorrelation(with_values("R", R))
+    matrix = with_values(name, matrix).to(torch.float64)
     checked_norm(name, matrix)
     if target is None:
         cross = matrix @ exact

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrcompress import _C
+from lrcompress.ops._arrays import check_writable, with_values
 from lrcompress.ops._cuda import has_kernels
 from lrcompress.ops._windows import Axis, Cell, Offset, Triple, centre, offsets, rounds, tables
 
@@ -51,11 +52,12 @@ def autocorrelation(
     Raises:
         ValueError: A shape, dtype, device or setting does not fit.
     """
+    x = with_values("x", x)
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ValueError(f"x must be of a floating type of 16 to 64 bits, got {x.dtype}")
     dims = len(kernel)
     axes, pads = _geometry(x, kernel, stride, padding, dilation, groups, padding_mode)
-    images = x.detach()
+    images = x
     images = images.reshape(1, axes[2].size, x.shape[-1]).mT if dims == 0 else images
     images = images[None] if images.ndim == dims + 1 else images
     groups_of = images.shape[1] // groups * math.prod(kernel)
@@ -195,6 +197,7 @@ def _padding(
 def _check_into(into: Autocorrelation, groups: int, side: int, device: torch.device) -> None:
     shapes = {"products": (groups, side, side), "sums": (groups, side)}
     for (name, shape), tensor in zip(shapes.items(), into[:2], strict=True):
+        check_writable(f"into.{name}", tensor)
         if (tensor.dtype, tensor.device, tensor.shape) != (torch.float64, device, shape):
             raise ValueError(
                 f"into.{name} must be float64 {list(shape)} on {device}, "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lrcompress import _C
+from lrcompress.ops._arrays import check_writable, with_values
 
 # One problem: address, row stride, column stride, side, terms, offset in `out`, and tiles of those before it.
 _Row = tuple[int, int, int, int, int, int, int]
@@ -24,6 +25,7 @@ def gram(
     Raises:
         ValueError: A dtype, shape, layout or device is not as annotated.
     """
+    batches = [with_values(f"batches[{i}]", batch) for i, batch in enumerate(batches)]
     size = sum(_check_batch(i, batch) * batch.shape[1] for i, batch in enumerate(batches))
     if out is None:
         device = batches[0].device if batches else torch.device("cpu")
@@ -52,6 +54,7 @@ def _check_batch(index: int, batch: Tensor) -> int:  # batch * side
 
 
 def _check_out(out: Tensor, size: int) -> None:
+    check_writable("out", out)
     if out.dtype != torch.float64 or out.ndim != 1 or not out.is_contiguous() or len(out) < size:
         raise ValueError(
             f"out must be a contiguous float64 [at least {size}] tensor, "

@@ -150,7 +150,7 @@ def _solve(
         all_thresholds = torch.outer(values, scales)
         kept_all = len(problem.kept) == len(scales)
         thresholds = all_thresholds if kept_all else all_thresholds[:, problem.kept]
-        start = None if initial is None else problem.into(initial.to(given.R)).clone()
+        start = None if initial is None else problem.into(initial.resolve_neg().to(given.R)).clone()
         if len(problem.kept) == 0:
             solved = [(problem.linear, 0)] * len(positive)
         elif method == "fista" or (method == "auto" and given.R.device.type != "cpu"):

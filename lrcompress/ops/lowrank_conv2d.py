@@ -15,7 +15,7 @@ from lrcompress import _C
 from lrcompress._C import PackedFactors
 from lrcompress.ops._activations import activate, activation_backward, activation_number
 from lrcompress.ops._cuda import lowrank_tile
-from lrcompress.ops._eager import is_plain_inference
+from lrcompress.ops._eager import check_dense, follows_tangents, is_plain_inference, without_autocast
 
 # Not custom_op, whose wrapper takes some 20 us a call: as long as a small layer.
 _NAME = "lrcompress::lowrank_conv2d"
@@ -57,6 +57,14 @@ def lowrank_conv2d(
     """
     if is_plain_inference(input, U, V, bias):
         return _run(input, U, V, bias, stride, padding, dilation, groups, activation, packed)
+    check_dense(input=input, U=U, V=V, bias=bias)
+    if follows_tangents():
+        _check_kinds(input, U, V, bias)
+        activation_number(activation)
+        geometry = tuple(stride), tuple(padding), tuple(dilation), groups
+        bias_shape = None if bias is None else bias.shape
+        shape = _out_shape(input.shape, U.shape, V.shape, bias_shape, *geometry)
+        return _apply(input, U, V, bias, shape, geometry, activation)
     op = torch.ops.lrcompress.lowrank_conv2d.default
     result: Tensor = op(input, U, V, bias, stride, padding, dilation, groups, activation)
     return result
@@ -158,13 +166,9 @@ def _run(
             image = input.contiguous(memory_format=layout)
             return _run_on_cuda(image, U, V, bias, shape, tile, *geometry, number)
     if not input.is_cpu or input.dtype not in _KERNEL_DTYPES:
-        # torch convolves no channels with nothing.
-        result = _compose(input, U, V, bias, *geometry) if V.numel() else input.new_zeros(shape)
-        if bias is not None and not V.numel():
-            result += bias[:, None, None]
-        return activate(result, activation).contiguous(memory_format=layout)
+        return _apply(input, U, V, bias, shape, geometry, activation)
     input = input.contiguous(memory_format=layout)
-    out = torch.empty(shape, dtype=input.dtype, memory_format=layout)
+    out = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=layout)
     if not (encoder_last := _is_channels_last(V)):
         V = V.contiguous()
     rest = (None if bias is None else bias.contiguous(), out, *geometry, number, last, encoder_last)
@@ -192,6 +196,24 @@ def _run_on_cuda(
     with torch.cuda.device(input.device):
         _C.lowrank_conv2d(input, *given)
     return out
+
+
+def _apply(
+    input: Tensor,
+    U: Tensor,
+    V: Tensor,
+    bias: Tensor | None,
+    shape: Sequence[int],
+    geometry: tuple[Any, ...],
+    activation: str,
+) -> Tensor:
+    """Do what the kernels do by calls of torch, in the input's dtype."""
+    with without_autocast(input.device):
+        # torch convolves no channels with nothing.
+        result = _compose(input, U, V, bias, *geometry) if V.numel() else input.new_zeros(shape)
+        if bias is not None and not V.numel():
+            result = result + bias[:, None, None]
+        return activate(result, activation).contiguous(memory_format=_memory_format(input, V))
 
 
 def _compose(input: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from lrcompress import _C
 from lrcompress.ops._activations import activate, activation_backward, activation_number
 from lrcompress.ops._cuda import has_kernels, lowrank_tile
-from lrcompress.ops._eager import is_plain_inference
+from lrcompress.ops._eager import check_dense, follows_tangents, is_plain_inference, without_autocast
 
 _NAME = "lrcompress::lowrank_linear"
 torch.library.define(
@@ -21,7 +21,8 @@ torch.library.define(
 # What bench/lowrank_linear.py has the kernel ahead of two library calls for.
 _KERNEL_ROWS = ((1024, 32), (512, 16), (0, 8))  # in float32, from so many rows of V on: rows at most
 _KERNEL_ROWS_BFLOAT16 = 128  # where the library has no instructions for bfloat16, else as in float32
-_NATIVE_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+_HAS_AMX = torch.cpu._is_amx_tile_supported()
+_NATIVE_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or _HAS_AMX
 # On CUDA: few rows, whose time is that of reading the weights; or enough rows for a tile of a tensor core
 # product, of a rank at which reading V and U again for each tile costs less than storing V x.
 _CUDA_FEW_ROWS: int = _C.MAX_CUDA_ROWS
@@ -52,6 +53,11 @@ def lowrank_linear(
     """
     if is_plain_inference(x, U, V, bias):
         return _run(x, U, V, bias, groups, activation)
+    check_dense(x=x, U=U, V=V, bias=bias)
+    if follows_tangents():
+        _check(x, U, V, bias, groups)
+        activation_number(activation)
+        return _apply(x, U, V, bias, groups, activation)
     result: Tensor = torch.ops.lrcompress.lowrank_linear.default(x, U, V, bias, groups, activation)
     return result
 
@@ -92,9 +98,9 @@ def _run(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, acti
         if tile is not None:
             return _run_on_cuda(x, U, V, bias, groups, number, tile)
     if x.is_cuda or not pays:
-        return activate(_compose(x, U, V, bias, groups), activation).contiguous()
+        return _apply(x, U, V, bias, groups, activation)
     out = x.new_empty((*batch, U.shape[0]))
-    hidden = torch.empty(rows, V.shape[0])
+    hidden = torch.empty(rows, V.shape[0], dtype=torch.float32, device=x.device)
     flat = x.contiguous().view(rows, features)
     rest = (hidden, groups, number, torch.get_num_threads())
     given = None if bias is None else bias.contiguous()
@@ -114,6 +120,11 @@ def kernel_pays(x: Tensor, inner: int, rows: int) -> bool:
     if x.dtype == torch.bfloat16 and not _NATIVE_BFLOAT16:
         return rows <= _KERNEL_ROWS_BFLOAT16
     return rows <= next(most for least, most in _KERNEL_ROWS if inner >= least)
+
+
+def chooses_rows(x: Tensor) -> bool:
+    """Say whether the op, given any number of rows, runs only kernels that a benchmark has shown ahead."""
+    return x.dtype != torch.bfloat16 or not _HAS_AMX
 
 
 def takes_many_rows(x: Tensor, rank: int, rows: int, groups: int) -> bool:
@@ -137,7 +148,7 @@ def _run_on_cuda(
     out = x.new_empty((*x.shape[:-1], U.shape[0]))
     flat = x.contiguous().view(math.prod(x.shape[:-1]), x.shape[-1])
     size = _C.linear_hidden_size(flat.shape[0], groups, V.shape[0] // groups, V.shape[1])
-    hidden = torch.empty(size, device=x.device)
+    hidden = torch.empty(size, dtype=torch.float32, device=x.device)
     factors = V.contiguous(), U.contiguous(), None if bias is None else bias.contiguous()
     rows = out.view(flat.shape[0], U.shape[0])
     with torch.cuda.device(x.device):
@@ -166,6 +177,12 @@ def _encode(x: Tensor, V: Tensor, groups: int) -> Tensor:  # [..., groups rank]
 def _compose(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     """Multiply twice."""
     return F.linear(_encode(x, V, groups), U, bias)
+
+
+def _apply(x: Tensor, U: Tensor, V: Tensor, bias: Tensor | None, groups: int, activation: str) -> Tensor:
+    """Do what the kernels do by calls of torch, in x's dtype."""
+    with without_autocast(x.device):
+        return activate(_compose(x, U, V, bias, groups), activation).contiguous()
 
 
 @torch.library.register_fake(_NAME)

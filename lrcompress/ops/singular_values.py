@@ -160,7 +160,7 @@ def _problems(
     """List the `count` diagonal blocks of all Gram matrices together."""
     batch, side, _ = grams.shape
     width = side * batch // count
-    block = torch.arange(count)
+    block = torch.arange(count, device="cpu")
     inside = block % (count // batch)
     offsets = (
         int(grams.storage_offset()) + block // (count // batch) * side * side + inside * width * (side + 1)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lrcompress import _C
+from lrcompress.ops._arrays import with_values
 from lrcompress.ops._eigh import eigh_of
 
 # One problem: offset, row stride, side, and offset in the values.
@@ -26,6 +27,7 @@ def symmetric_eigenvalues(
     Raises:
         ValueError: A dtype, shape or device is not as annotated, or a problem reaches outside ``matrices``.
     """
+    matrices, problems = with_values("matrices", matrices), with_values("problems", problems)
     _check_tensors(matrices, problems)
     table = _with_value_offsets(problems.tolist(), matrices.numel())
     values = matrices.new_empty(sum(side for _, _, side, _ in table))
