@@ -129,7 +129,7 @@ def test_no_batches() -> None:
         (
             [torch.zeros(1, 2, 1, device="meta")],
             torch.zeros(4).double(),
-            r"on one device, got \['cpu', 'meta'\]",
+            r"must be dense and hold values, got the meta device",
         ),
     ],
 )

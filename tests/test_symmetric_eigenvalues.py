@@ -137,7 +137,11 @@ def test_no_problems() -> None:
         (torch.zeros(8).double()[::2], torch.zeros(1, 3).long(), r"contiguous .* strides \(2,\)"),
         (torch.zeros(4).double(), torch.zeros(1, 4).long(), r"\[count, 3\] tensor, got .* \(1, 4\)"),
         (torch.zeros(4).double(), torch.zeros(1, 3), r"int64 \[count, 3\] tensor, got torch.float32"),
-        (torch.zeros(4).double(), torch.zeros(1, 3, device="meta").long(), "on the cpu, got meta"),
+        (
+            torch.zeros(4).double(),
+            torch.zeros(1, 3, device="meta").long(),
+            "problems must be dense .* meta device",
+        ),
         (
             torch.zeros(4).double(),
             torch.tensor([[0, 2, 2], [1, 2, 2]]),
