@@ -270,6 +270,32 @@ def test_what_is_no_ordinary_module_stays(what):
         torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+class Joined(nn.BatchNorm2d):
+    """A batch norm with modules inside and a forward of its own."""
+
+    def __init__(self, channels, *parts) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.Sequential(*parts)
+
+    def forward(self, x):
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return self.act(self.drop(x))
+
+
+@pytest.mark.parametrize("parts", [(), (nn.SiLU(),), (nn.ReLU(inplace=True), nn.Hardswish())])
+@pytest.mark.parametrize("factored", [False, True])
+def test_a_norm_that_is_joined_with_an_activation_leaves_the_activation(parts, factored):
+    model = settled(Net(plain, factored=factored))
+    joined = Joined(4, *parts)
+    joined.load_state_dict(model.norm.state_dict())
+    model.norm, x = joined.eval(), torch.randn(2, 3, 8, 8)
+    small = lrc.fold(model, x)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in small.modules())
+    assert [module for module in small.norm.modules() if type(module) in map(type, parts)] or not parts
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), model(x))
+
+
 def test_a_norm_in_training_stays_and_a_model_in_training_is_refused():
     x = torch.randn(2, 3, 6, 6)
     model = changed(lambda m: None)

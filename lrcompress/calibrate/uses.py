@@ -88,10 +88,11 @@ class _Watch:
         if not isinstance(value, Tensor):
             return
         maker, owner = self._made.get(value), self._own.get(value)
-        if maker is not None and self._running:
-            _add(self._readers[maker], self._running[-1])
-        elif maker is not None and called not in _METADATA:
-            _add(self._others[maker], called)
+        if maker is not None and called not in _METADATA:
+            if self._running:
+                _add(self._readers[maker], self._running[-1])
+            else:
+                _add(self._others[maker], called)
         if owner is None or owner in self._running:
             return
         # Once folded in, a batch norm has no tensors left to be asked even for their type.

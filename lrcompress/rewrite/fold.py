@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import get_args
@@ -112,8 +113,9 @@ class _Decision:
         if name not in self._uses:
             return "", "it did not run on the example inputs"
         reason = self._own_reason(name)
-        makers = [maker for maker, use in self._uses.items() if name in use.readers]
-        if reason is not None or not makers:
+        inside = f"{name}."  # what follows the norm in a module that joins them
+        makers = [m for m, use in self._uses.items() if name in use.readers and not m.startswith(inside)]
+        if reason is not None or len(makers) != 1:
             return "", reason or "what it reads is not the output of a layer"
         (maker,) = makers
         use = self._uses[maker]
@@ -133,12 +135,12 @@ class _Decision:
             return TIED
         if use.own:
             return f"its parameters are also read by {', '.join(use.own)}"
-        if kind_of(module) not in _KINDS:
-            return f"a subclass of {type(module).__mro__[1].__name__} may compute otherwise"
         if isinstance(module, _BatchNorm) and module.training:
             return "it is in training mode"
         if isinstance(module, _BatchNorm) and (module.running_mean is None or module.running_var is None):
             return "it has no running statistics"
+        if kind_of(module) not in _KINDS and unusual(module) is None and _left_of(module) is None:
+            return f"a subclass of {type(module).__mro__[1].__name__} may compute otherwise"
         if isinstance(module, nn.GELU) and module.approximate != "none":
             return f"its approximation must be 'none', got {module.approximate!r}"
         if isinstance(module, Layer) and not isinstance(_decoder(module), nn.Parameter):
@@ -158,9 +160,17 @@ def folded(
         PlanError: a fold names what the model does not have, or what does not fit each other.
     """
     check_folds(model, folding.folds)
-    gone = {name: nn.Identity().eval() for fold in folding.folds for name in fold.gone}
+    old = dict(model.named_modules())
+    gone: dict[str, nn.Module] = {}
+    for name in (name for fold in folding.folds for name in fold.gone):
+        left = _left_of(old[name])
+        if left is None:
+            raise PlanError(
+                f"{name!r} must be a batch norm and what follows it, got {type(old[name]).__name__}"
+            )
+        gone[name] = left
     copied = replaced(model, gone)
-    old, new = dict(model.named_modules()), dict(copied.named_modules())
+    new = dict(copied.named_modules())
     for fold in folding.folds:
         layer = new[fold.layer]
         assert isinstance(layer, Layer)
@@ -224,6 +234,39 @@ def forget_folds(
     for module in model.modules():
         module.__dict__.pop(_MARK, None)
     return model
+
+
+def _left_of(module: nn.Module) -> nn.Module | None:
+    """Return what stays of a module that is folded; None where it cannot be."""
+    if kind_of(module) in _KINDS:
+        return nn.Identity().eval()
+    return _after_norm(module) if isinstance(module, _BatchNorm) else None
+
+
+def _after_norm(norm: _BatchNorm) -> nn.Module | None:
+    """Return a copy of what a batch norm with modules inside does after the norm; None if it does not.
+
+    That is its modules in their order, where with random numbers they give exactly what the whole gives: so
+    a batch norm that is joined with its activation is known whatever its class.
+    """
+    parts = [copy.deepcopy(part) for part in norm.children() if not isinstance(part, nn.Identity)]
+    rest = parts[0] if len(parts) == 1 else nn.Sequential(*parts).eval()
+    probe, random = copy.deepcopy(norm), torch.Generator().manual_seed(0)
+    mean, variance, gain, shift = probe.running_mean, probe.running_var, probe.weight, probe.bias
+    if mean is None or mean.is_meta or any(part.training for part in rest.modules()):
+        return None
+    kernel = 3 if isinstance(norm, nn.BatchNorm3d) else 1 if isinstance(norm, nn.BatchNorm1d) else 2
+    x = torch.randn((2, len(mean), *(3,) * kernel), generator=random).to(mean.device, mean.dtype)
+    with torch.no_grad():
+        for vector in (mean, variance, gain, shift):
+            if vector is not None:
+                vector.copy_(torch.rand(vector.shape, generator=random) + 0.5)
+        normed = nn.functional.batch_norm(x, mean, variance, gain, shift, training=False, eps=norm.eps)
+        try:
+            same = torch.equal(probe(x), rest(normed))
+        except (TypeError, RuntimeError, ValueError):  # it takes other inputs, or gives no tensor
+            same = False
+    return rest if same else None
 
 
 def _decoder(layer: Layer) -> Tensor:
