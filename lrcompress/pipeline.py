@@ -274,7 +274,7 @@ def foldable(model: nn.Module, example_inputs: Any) -> Folding:
     if model.training:
         raise PlanError("the model must be in evaluation mode, got training mode: call model.eval() first")
     parts = rewrite.foldable_parts(model)
-    uses = calibrate.uses(model, parts, lambda: calibrate.run(model, example_inputs))
+    uses = calibrate.uses(model, parts, lambda: calibrate.run(model, example_inputs), example_inputs)
     return rewrite.foldable(model, uses)
 
 

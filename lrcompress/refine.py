@@ -140,7 +140,7 @@ def refined(
             raise CompressionError("batches must hold at least one batch, got none")
         modules = {name: module for name, module in model.named_modules() if name in configs}
         dense = {name: module for name, module in modules.items() if isinstance(module, rewrite.Dense)}
-        behind = calibrate.what_follows(model, dense, lambda: calibrate.run(model, held[0]))
+        behind = calibrate.what_follows(model, dense, lambda: calibrate.run(model, held[0]), held[0])
         names = calibrate.in_order_of_calls(model, list(configs), held)
         chosen = {name for name in names if name not in behind or behind[name].chosen}
         for done, name in enumerate(names, 1):

@@ -208,7 +208,6 @@ def test_nested_outputs_are_taken_together(wrap):
         (lambda y: y[:, 0], False),
         (lambda y: y.unflatten(1, (2, 3)), False),
         (lambda y: (y, y), False),
-        (lambda y: y.argmax(1), False),
     ],
 )
 def test_agreement_is_for_batch_by_classes_only(wrap, counts):
@@ -222,7 +221,7 @@ def test_agreement_is_for_batch_by_classes_only(wrap, counts):
 @pytest.mark.parametrize("wrap", [lambda y: y[:, :5], lambda y: (y, y), lambda y: None])
 def test_outputs_of_other_shapes_are_refused(wrap):
     model, other = Wrapped(lambda y: y), Wrapped(wrap)
-    with pytest.raises(lrc.PlanError, match=r"outputs must keep their shapes \[\(5, 6\)\]"):
+    with pytest.raises(lrc.PlanError, match=r"output '.*' must keep its shape (\(5, 6\)|None)"):
         lrc.verify(model, other, (inputs(), torch.ones(())))
 
 

@@ -5,9 +5,10 @@ from lrcompress.calibrate.cost import count_macs, observe_calls
 from lrcompress.calibrate.cross import Moments, cross_moments, grouped_moments, in_order_of_calls
 from lrcompress.calibrate.follow import Behind, what_follows
 from lrcompress.calibrate.own import own_moments
-from lrcompress.calibrate.run import in_parts, inference, observed, run, samples_in, thinned
+from lrcompress.calibrate.run import inference, observed
 from lrcompress.calibrate.statistics import CollectionInterrupted, Statistics, collect_layers, fingerprint
 from lrcompress.calibrate.uses import uses
+from lrcompress.calibrate.values import in_parts, plain_tensors, run, samples_in, tensors_in, thinned
 
 __all__ = [
     "Behind",
@@ -25,10 +26,12 @@ __all__ = [
     "observe_calls",
     "observed",
     "own_moments",
+    "plain_tensors",
     "reestimate_batchnorm",
     "run",
     "samples_in",
     "shift_mean",
+    "tensors_in",
     "thinned",
     "uses",
     "what_follows",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lrcompress.calibrate.run import run
+from lrcompress.calibrate.values import run
 from lrcompress.types import CompressionError
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrcompress.calibrate.run import inference, observed, run, samples_in
+from lrcompress.calibrate.run import inference, observed
+from lrcompress.calibrate.values import run, samples_in
 from lrcompress.types import Call
 
 
@@ -31,16 +32,29 @@ def _cudnn_layers(inputs: Sequence[int], weights: Sequence[Sequence[int]], *_: A
 _RECURRENT = {torch.ops.aten.mkldnn_rnn_layer: _onednn_layer, torch.ops.aten._cudnn_rnn: _cudnn_layers}
 
 
+class _Whole:
+    """Stands for torch's tracker of modules, which fails on views of parameters made without gradients."""
+
+    parents = frozenset(("Global",))
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class _Counter(FlopCounterMode):
+    """Counts the whole model, not its modules."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mod_tracker = _Whole()  # type: ignore[assignment]
+
+
 def count_macs(model: nn.Module, inputs: Any) -> int:
     """Count the multiply-accumulates of one sample's forward, matrix products of attention included."""
     samples = samples_in(inputs)
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot see into its fused kernel
-    try:
-        with inference(model), FlopCounterMode(display=False, custom_mapping=_RECURRENT) as counter:
-            run(model, inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+    with inference(model, inputs), _Counter(display=False, custom_mapping=_RECURRENT) as counter:
+        run(model, inputs)
     flops: int = counter.get_total_flops()
     return round(flops / 2 / samples)
 

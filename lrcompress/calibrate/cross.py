@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrcompress import ops
-from lrcompress.calibrate.run import inference, observed, run
+from lrcompress.calibrate.run import inference, observed
+from lrcompress.calibrate.values import run
 from lrcompress.types import CompressionError
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -115,12 +116,11 @@ def grouped_moments(
     calls = [dict.fromkeys(names, 0), dict.fromkeys(names, 0)]
     sums = {name: _Sums(layer, name not in chosen) for name, layer in layers[1].items()}
     number = 0
-    with inference(wanted), inference(given):
-        for number, batch in enumerate(batches, 1):
-            seen = [_seen(m, layers[i], batch, calls[i]) for i, m in enumerate((wanted, given))]
-            for name in names:
-                _check_finite(name, number - 1, [*seen[0][name], *seen[1][name]])
-                sums[name].add([y for _, y in seen[0][name]], seen[1][name])
+    for number, batch in enumerate(batches, 1):
+        seen = [_seen(m, layers[i], batch, calls[i]) for i, m in enumerate((wanted, given))]
+        for name in names:
+            _check_finite(name, number - 1, [*seen[0][name], *seen[1][name]])
+            sums[name].add([y for _, y in seen[0][name]], seen[1][name])
     if not number and names:
         raise CompressionError("batches must hold at least one batch, got none")
     return {name: total.moments() for name, total in sums.items() if total.count}
@@ -155,7 +155,7 @@ def _seen(
         if all(0 < most[known] <= len(kept) for known, kept in found.items()):
             raise _LastCall
 
-    with contextlib.suppress(_LastCall), observed(layers, see):
+    with contextlib.suppress(_LastCall), inference(model, batch), observed(layers, see):
         run(model, batch)
     for name, kept in found.items():
         most[name] = max(most[name], len(kept))
@@ -241,7 +241,7 @@ def in_order_of_calls(model: nn.Module, names: Sequence[str], batches: Sequence[
     """Return layers in the order in which a forward first calls them, without those that no batch reaches."""
     seen: list[str] = []
     with (
-        inference(model),
+        inference(model, *batches[:1]),
         observed({n: model.get_submodule(n) for n in names}, lambda name, *_: seen.append(name)),
     ):
         for batch in batches:

@@ -38,6 +38,7 @@ def what_follows(
     model: nn.Module,
     layers: Mapping[str, Layer],
     run: Callable[[], Any],  # runs the model once
+    inputs: Any = None,  # which the model may write to
 ) -> dict[str, Behind]:
     """Follow the outputs of each layer through whatever torch calls; of layers that run."""
     path = _Path(layers)
@@ -46,7 +47,7 @@ def what_follows(
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) or (isinstance(module, _BatchNorm) and module.track_running_stats)
     }
-    with inference(model), path, observed({**layers, **others}, path.leave):
+    with inference(model, inputs), path, observed({**layers, **others}, path.leave):
         run()
     once = {name for name, count in path.calls.items() if count == 1}
     norms = {layer: norm for layer, norm in path.norms.items() if {layer, norm} <= once}

@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import hooks
-from torch.utils._pytree import tree_leaves
 
 from lrcompress import ops
 from lrcompress.calibrate import store
 from lrcompress.calibrate.follow import Behind, what_follows
-from lrcompress.calibrate.run import inference, observed, run
+from lrcompress.calibrate.run import inference, observed
+from lrcompress.calibrate.values import run, tensors_in
 from lrcompress.types import CompressionError, PlanError
 from lrcompress.types.statistics import LayerStatistics
 
@@ -151,7 +151,7 @@ def collect_layers(
                 _one_batch(model, sums, step, batch, gradients, loss)
                 sums.keep()
                 if not seen:
-                    sums.behind = what_follows(model, subset, partial(step, batch))
+                    sums.behind = what_follows(model, subset, partial(step, batch), batch)
                 seen += 1
                 if progress is not None:
                     progress(seen)
@@ -276,20 +276,20 @@ def _one_batch(
 ) -> None:
     """Run a batch, and its backward pass where gradients are wanted."""
     if not gradients:
-        with inference(model), observed(sums.layers, sums.see):
+        with inference(model, batch), observed(sums.layers, sums.see):
             step(batch)
         return
-    with _differentiable(model), observed(sums.layers, sums.see), _observed_gradients(sums):
+    with _differentiable(model, batch), observed(sums.layers, sums.see), _observed_gradients(sums):
         outputs = step(batch)
         target = sampled_loss(outputs) if loss is None else loss(outputs)
         torch.autograd.grad(target, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
 
 
 @contextlib.contextmanager
-def _differentiable(model: nn.Module) -> Iterator[None]:
+def _differentiable(model: nn.Module, batch: Any) -> Iterator[None]:
     """Run in evaluation mode with gradients."""
     wanted = [(p, p.requires_grad) for p in model.parameters()]
-    with inference(model), torch.enable_grad():
+    with inference(model, batch), torch.enable_grad():
         for p, _ in wanted:
             p.requires_grad_(p.is_floating_point())
         try:
@@ -323,7 +323,7 @@ def sampled_loss(outputs: Any) -> Tensor:
     Where there is one [batch, classes] output, labels are drawn from its softmax; else every output is the
     mean of a Gaussian of unit variance. Drawn with a fixed seed.
     """
-    leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    leaves = [leaf for _, leaf in tensors_in(outputs) if leaf.is_floating_point()]
     generator = torch.Generator().manual_seed(0)
     if len(leaves) == 1 and leaves[0].ndim == 2 and leaves[0].shape[1] > 1:
         shares = leaves[0].detach().float().cpu().softmax(1)

@@ -28,6 +28,7 @@ def uses(
     model: nn.Module,
     modules: Mapping[str, nn.Module],  # of the model
     run: Callable[[], Any],  # runs the model once
+    inputs: Any = None,  # which the model may write to
 ) -> dict[str, Uses]:
     """Follow the outputs of modules through whatever torch calls; of modules that run.
 
@@ -35,9 +36,10 @@ def uses(
     or a hook holds it. What reads tensors in foreign code without calling torch is not seen.
     """
     watch = _Watch(modules)
-    with inference(model), _Calls(watch), _Operators(watch), watch.attached():
-        result = run()
-    found = watch.found()
+    with inference(model, inputs):
+        with _Calls(watch), _Operators(watch), watch.attached():
+            result = run()
+        found = watch.found()  # before what the forward left in attributes goes
     del result  # only now: what it holds is kept
     return found
 

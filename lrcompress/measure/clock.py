@@ -46,7 +46,7 @@ def seconds_of_models(
     """Return the median seconds of one forward of each model in inference, all run in turn."""
     with ExitStack() as stack:
         for model in models.values():
-            stack.enter_context(calibrate.inference(model))
+            stack.enter_context(calibrate.inference(model, inputs, fast_paths=True))
         found = _rounds({name: _runner(model, inputs, device, {}) for name, model in models.items()}, seconds)
     return {name: statistics.median(sample[""] for sample in samples) for name, samples in found.items()}
 
@@ -66,7 +66,7 @@ def share_of_dense(
         with rewrite.swapped_in(holder, _inside(modules)):
             return _runner(holder[0], inputs, device, {})()
 
-    with calibrate.inference(model):
+    with calibrate.inference(model, inputs, fast_paths=True):
         found = _rounds({"dense": dense, "changed": changed}, seconds)
     pairs = zip(found["changed"], found["dense"], strict=True)
     return statistics.median(new[""] / old[""] for new, old in pairs)
@@ -103,7 +103,7 @@ def seconds_of_layers(
                 return _runner(holder[0], inputs, device, timed)()
 
         runs[variant] = run
-    with calibrate.inference(model):
+    with calibrate.inference(model, inputs):
         found = _rounds(runs, seconds, progress)
     for variant, samples in found.items():
         for name in variants[variant]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lrcompress import calibrate, rewrite
 from lrcompress.measure.clock import Progress, device_name, seconds_of_layers, seconds_of_models
@@ -73,7 +72,7 @@ def _part_of(progress: Progress | None, part: int, parts: int) -> Progress:
 
 
 def _described(inputs: Any) -> str:
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    tensors = [tensor for _, tensor in calibrate.tensors_in(inputs)]
     return ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in tensors)
 
 
@@ -84,7 +83,7 @@ def _fastest_ways(
     layers = {name: module for name, module in model.named_modules() if rewrite.is_factored(module)}
     seen: dict[str, list[Tensor]] = {}
     with (
-        calibrate.inference(model),
+        calibrate.inference(model, inputs),
         calibrate.observed(layers, lambda name, x, _: seen.setdefault(name, []).append(x)),
     ):
         calibrate.run(model, inputs)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lrcompress import calibrate, rewrite
 from lrcompress.types import LayerCheck, PlanError, Verification
@@ -16,16 +16,17 @@ from lrcompress.types import LayerCheck, PlanError, Verification
 def verify(
     model: nn.Module,
     small: nn.Module,
-    inputs: Any,  # a tensor, a tuple of positional or a mapping of keyword arguments
+    inputs: Any,  # a tensor, a tuple of positional or any mapping of keyword arguments
 ) -> Verification:
     """Measure what compression changed on the given inputs, for the whole model and layer by layer.
 
     Each replaced layer is run on the inputs that the original layer saw, unless it became narrower too, or
-    took in what is behind it: the error of folded layers is nan. Both models run in evaluation mode and are
-    left as they were.
+    took in what is behind it: the error of folded layers is nan. Outputs are compared wherever they stand in
+    nested containers, dataclasses and objects; what is the same infinity or nan in both makes no difference.
+    Both models run in evaluation mode, on the same random numbers, and are left as they were.
 
     Raises:
-        PlanError: the two models' outputs differ in number or shape.
+        PlanError: the two models' outputs differ in names or shapes, or hold nothing that can be compared.
     """
     model = rewrite.with_linears(model)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, rewrite.Dense)}
@@ -38,21 +39,22 @@ def verify(
         squares[name][0] += float((pairs[name](x).double() - y.double()).square().sum())
         squares[name][1] += float(y.double().square().sum())
 
-    with calibrate.inference(model), calibrate.inference(small):
-        alone = {name: modules[name] for name, new in pairs.items() if not rewrite.folded_into(new)}
-        with calibrate.observed(alone, see):
-            before = _outputs(calibrate.run(model, inputs))
-        after = _outputs(calibrate.run(small, inputs))
-    shapes = [[tuple(y.shape) for y in each] for each in (before, after)]
-    if shapes[0] != shapes[1]:
-        raise PlanError(f"outputs must keep their shapes {shapes[0]}, got {shapes[1]}")
-    difference = [b.double() - a.double() for a, b in zip(before, after, strict=True)]
-    logits = before[0] if len(before) == 1 and before[0].ndim == 2 and before[0].shape[1] > 1 else None
+    alone = {name: modules[name] for name, new in pairs.items() if not rewrite.folded_into(new)}
+    with calibrate.observed(alone, see):
+        before = _outputs(model, inputs)
+    after = _outputs(small, inputs)
+    difference = _differences(before, after)
+    first = next(iter(before))
+    logits = before[first] if len(before) == 1 and before[first].ndim == 2 else None
+    if logits is not None and logits.shape[1] > 1:
+        agreement = float((logits.argmax(1) == after[first].argmax(1)).double().mean())
+    else:
+        agreement = None
     return Verification(
         samples=calibrate.samples_in(inputs),
-        output_error=_ratio(*_squares(before, after)),
+        output_error=_ratio(*_squares(before, difference)),
         max_difference=max((float(d.abs().max()) for d in difference if d.numel()), default=0.0),
-        agreement=None if logits is None else float((logits.argmax(1) == after[0].argmax(1)).double().mean()),
+        agreement=agreement,
         params_before=rewrite.count_params(model),
         params_after=rewrite.count_params(small),
         macs_before=calibrate.count_macs(model, inputs),
@@ -77,23 +79,46 @@ def output_error(
 ) -> float:
     """Return ``sqrt(sum |y' - y|^2 / sum |y|^2)`` over all outputs y of the model and y' of the small one."""
     change = size = 0.0
-    with calibrate.inference(model), calibrate.inference(small):
-        for batch in batches:
-            found = _squares(*(_outputs(calibrate.run(each, batch)) for each in (model, small)))
-            change, size = change + found[0], size + found[1]
+    for batch in batches:
+        before, after = (_outputs(each, batch) for each in (model, small))
+        found = _squares(before, _differences(before, after))
+        change, size = change + found[0], size + found[1]
     return _ratio(change, size)
 
 
-def _squares(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
-    """Return the squares of the differences, and of what was there before, summed."""
-    pairs = list(zip(before, after, strict=True))
-    change = sum(float((b.double() - a.double()).square().sum()) for a, b in pairs)
-    return change, sum(float(a.double().square().sum()) for a, _ in pairs)
+def _outputs(model: nn.Module, inputs: Any) -> dict[str, Tensor]:  # by path
+    """Run a model; return its outputs, as they were before its state came back."""
+    with calibrate.inference(model, inputs):
+        found = calibrate.plain_tensors(calibrate.run(model, inputs))
+        return {path: tensor.clone() for path, tensor in found.items()}
 
 
-def _outputs(outputs: Any) -> list[Tensor]:
-    """Return the floating tensors among a model's outputs."""
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+def _differences(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[Tensor]:
+    """Subtract outputs, in float64.
+
+    Raises:
+        PlanError: they differ in names or shapes, or hold nothing that can be compared.
+    """
+    shapes = [{path: tuple(y.shape) for path, y in each.items()} for each in (before, after)]
+    if shapes[0] != shapes[1]:
+        differing = next(p for p in {**shapes[0], **shapes[1]} if shapes[0].get(p) != shapes[1].get(p))
+        raise PlanError(
+            f"output {differing!r} must keep its shape {shapes[0].get(differing)}, "
+            f"got {shapes[1].get(differing)}"
+        )
+    if not any(y.isfinite().any() for y in before.values()):
+        raise PlanError(
+            "the outputs hold no finite floating number to compare, "
+            f"in {list(before) or 'no floating tensor'}: return logits or features as tensors"
+        )
+    pairs = [(y.double(), after[path].double()) for path, y in before.items()]
+    return [torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, b - a) for a, b in pairs]
+
+
+def _squares(before: dict[str, Tensor], differences: list[Tensor]) -> tuple[float, float]:
+    """Return the squares of the differences, and of what was finite before, summed."""
+    change = sum(float(d.square().sum()) for d in differences)
+    return change, sum(float(y[y.isfinite()].double().square().sum()) for y in before.values())
 
 
 def _ratio(change: float, size: float) -> float:

@@ -53,11 +53,12 @@ def trace(
     follower = _Follower(model, layers)
     handle = model.register_forward_pre_hook(follower.enter, with_kwargs=True)
     try:
-        with calibrate.inference(model), watched(model, follower) as follower.where:
-            result = calibrate.run(model, example_inputs)
+        with calibrate.inference(model):
+            with watched(model, follower) as follower.where:
+                result = calibrate.run(model, example_inputs)
+            follower.leave(result)  # before what the model holds on to is taken from it
     finally:
         handle.remove()
-    follower.leave(result)
     return follower.wiring()
 
 

@@ -43,7 +43,12 @@ def factored(
 def like(module: Dense, config: LowRank) -> Factored:
     """Return a factored module that would run as one in the place of ``module``; its values are random."""
     new = factored(module, config).to_empty(device=module.weight.device)
-    new.reset_parameters()
+    device = module.weight.device
+    with torch.random.fork_rng(
+        devices=[] if device.type == "cpu" else [device.index or 0],
+        device_type="cuda" if device.type == "cpu" else device.type,
+    ):
+        new.reset_parameters()
     set_memory_format(new, memory_format_of(module))
     return new
 

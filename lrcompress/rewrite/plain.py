@@ -113,7 +113,7 @@ def _two_convolutions(module: LowRankConv1d | LowRankConv2d | LowRankConv3d) -> 
 
 
 def _made(module: Factored) -> dict[str, Any]:
-    return {"device": module.U.device, "dtype": module.U.dtype}
+    return {"device": "meta", "dtype": module.U.dtype}  # their values come with `_fill`
 
 
 def _fill(layer: Dense, weight: Tensor, module: Factored, bias: bool = True) -> None:
