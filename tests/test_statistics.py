@@ -320,3 +320,23 @@ def test_processes_share_what_they_collected(tmp_path: Path, whole):
     mp.spawn(_reduce, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
         assert_same(lrc.Statistics.load(tmp_path / str(rank)), whole)
+
+
+def test_sums_of_a_batch_are_kept_once_each_and_constants_have_no_variance():
+    layer = nn.Conv2d(4, 2, 3, groups=2)
+    batches = [torch.randn(3, 4, 6, 5) for _ in range(4)]
+    for batch in batches:
+        batch[:, 1] = 0.7
+    found = lrc.collect(nn.Sequential(layer), batches).layers["0"]
+    x = torch.cat(batches).double()
+    columns = torch.nn.functional.unfold(x, 3).transpose(0, 1).reshape(2, 18, -1)
+    mean = columns.mean(2)
+    exact = columns @ columns.mT / columns.shape[2]
+    torch.testing.assert_close(found.autocorrelation, exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.mean, mean, rtol=1e-6, atol=1e-6)
+    assert found.samples == columns.shape[2]
+    constant = slice(9, 18)  # of the first group
+    outer = found.mean[0, :, None] * found.mean[0]
+    assert torch.equal(found.autocorrelation[0, constant], outer[constant])
+    assert torch.equal(found.autocorrelation[0, :, constant], outer[:, constant])
+    assert torch.equal(found.autocorrelation, found.autocorrelation.mT)

@@ -214,13 +214,20 @@ class _Sums:
         """Add the batch that ran."""
         for totals, new in ((self.inputs, self.new_inputs), (self.gradients, self.new_gradients)):
             for name, part in new.items():
+                if not part.count:
+                    continue
                 known = totals.get(name)
-                if known is not None:
-                    known.products.add_(part.products)
-                    known.sums.add_(part.sums)
-                    part = known._replace(count=known.count + part.count)
-                totals[name] = part
-            new.clear()
+                if known is None:
+                    totals[name] = part
+                    continue
+                known.products.add_(part.products)
+                known.sums.add_(part.sums)
+                totals[name] = known._replace(count=known.count + part.count)
+                part.products.zero_()  # for the next batch: fresh memory takes many times as long
+                part.sums.zero_()
+                new[name] = part._replace(count=0)
+            for name in [name for name, part in new.items() if part.count]:
+                del new[name]  # it has become the total
 
     def see(self, name: str, x: Tensor, _: Tensor) -> None:
         """Add a call's inputs."""
@@ -257,13 +264,20 @@ class _Sums:
 
 
 def _settled(total: ops.Autocorrelation, dtype: torch.dtype) -> Tensor:  # [conv_groups, d, d]
-    """Return E[x x^T] with exactly E[x] E[x]^T for inputs whose variance is lost in rounding: constants."""
-    products, means = total.products / total.count, total.sums / total.count
+    """Return E[x x^T] with exactly E[x] E[x]^T for inputs whose variance is lost in rounding: constants.
+
+    In place: the sums are as large as the result, and nobody reads them again.
+    """
+    products, means = total.products.div_(total.count), total.sums / total.count
     power = products.diagonal(dim1=1, dim2=2)
     rounding = _ROUNDING * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     constant = power - means.square() <= rounding * power
-    fixed = constant[:, :, None] | constant[:, None, :]
-    return torch.where(fixed, means[:, :, None] * means[:, None, :], products).cpu()
+    for matrix, mean, fixed in zip(products, means, constant, strict=True):
+        if fixed.any():
+            rows = mean[fixed, None] * mean
+            matrix[fixed] = rows
+            matrix[:, fixed] = rows.T
+    return products.cpu()
 
 
 def _one_batch(
