@@ -1,6 +1,6 @@
 """Factored convolutions of ResNet20's shapes: ours against torch's two and the dense one, in one run.
 
-With one thread and with --threads.
+With one thread and with --threads. "module" is the layer as it comes, which chooses between "two" and ours.
 
 python bench/lowrank_conv2d.py [--threads 2] [--repeats 20] [--json bench/results/lowrank_conv2d.json]
 """
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from common import arguments, median_and_spread, publish, timed_in_turn
 from torch import Tensor
 
+import lrcompress as lrc
 from lrcompress import ops
 
 SIDES = {16: 32, 32: 16, 64: 8}  # channels -> pixels of a row
@@ -23,7 +24,7 @@ KEPT = 0.4  # of the parameters
 BATCHES = (1, 64)
 DTYPES = (torch.float32, torch.bfloat16)
 LAYOUTS = {"": torch.contiguous_format, " channels_last": torch.channels_last}
-OURS, TWO, DENSE = "lrcompress", "two", "dense"
+OURS, TWO, DENSE, MODULE = "lrcompress", "two", "dense", "module"
 # glibc unmaps a freed block that is larger than any freed before, and fresh pages take longer than a layer:
 # one large block frees all methods of that.
 HELD_BYTES = 31 << 20
@@ -57,6 +58,9 @@ def methods(
         mine = [t.contiguous(memory_format=layout) for t in (x, V, weight)]
         for label, run in ((DENSE, dense), (TWO, two), (OURS, ours)):
             timed[label + name] = partial(run, *mine)
+        layer = lrc.nn.LowRankConv2d(channels, channels, 3, rank, groups, padding=1, activation="relu")
+        layer.to(dtype).requires_grad_(False).load_state_dict({"U": U, "V": V, "bias": bias})
+        timed[MODULE + name] = partial(layer.to(memory_format=layout), mine[0])
     return timed
 
 
@@ -68,8 +72,9 @@ def measure(batch: int, channels: int, groups: int, dtype: torch.dtype, repeats:
         results, times = timed_in_turn(methods(batch, channels, side, groups, rank, dtype), repeats)
     largest = results[TWO].abs().max().item()
     for name in LAYOUTS:
-        error = (results[OURS + name].float() - results[TWO].float()).abs().max().item()
-        assert error <= 8 * torch.finfo(dtype).eps * largest, (error, largest)
+        for label in (OURS, MODULE):
+            error = (results[label + name].float() - results[TWO].float()).abs().max().item()
+            assert error <= 8 * torch.finfo(dtype).eps * largest, (error, largest)
     us = {name: 1e6 * median_and_spread(seconds)[0] for name, seconds in times.items()}
     best = {label: min(us[label + name] for name in LAYOUTS) for label in (DENSE, TWO)}
     layer = {"threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch."), "batch": batch}
@@ -77,7 +82,8 @@ def measure(batch: int, channels: int, groups: int, dtype: torch.dtype, repeats:
     slower = max(us[OURS + name] for name in LAYOUTS)  # the caller has no choice of layout
     ratios = {"two / ours": best[TWO] / slower, "dense / ours": best[DENSE] / slower}
     last = " channels_last"
-    return layer | us | ratios | {f"two / ours{last}": us[TWO + last] / us[OURS + last]}
+    same = {f"two / module{name}": us[TWO + name] / us[MODULE + name] for name in LAYOUTS}
+    return layer | us | ratios | {f"two / ours{last}": us[TWO + last] / us[OURS + last]} | same
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 import lrcompress as lrc
 from lrcompress import ops
+from lrcompress.ops import _processor
 
 
 def changes():
@@ -142,3 +143,19 @@ def test_a_compiled_layer_contains_it_and_an_exported_one_does_not():
     assert "lowrank_conv2d" not in exported.graph_module.code
     torch.testing.assert_close(exported.module()(x[:1]), layer(x[:1]))
     assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_low_ranks_in_bfloat16_are_the_librarys_where_it_has_instructions_for_them(native, monkeypatch):
+    monkeypatch.setattr(_processor, "NATIVE_BFLOAT16", native)
+
+    def runs(groups, rank, batch, dtype=torch.bfloat16, kernel="auto"):
+        layer = lrc.nn.LowRankConv2d(32, 32, 3, rank, groups, padding=1, dtype=dtype, kernel=kernel)
+        return layer.requires_grad_(False).runs_fused(torch.empty(batch, 32, 16, 16, dtype=dtype))
+
+    assert runs(8, 7, 32)  # as many pixels as the limit
+    assert runs(8, 7, 33) != native
+    assert runs(8, 7, 33, torch.float32)
+    assert runs(8, 7, 33, kernel="fused")
+    assert runs(4, 8, 33)
+    assert runs(16, 7, 33)

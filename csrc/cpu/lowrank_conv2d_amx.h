@@ -24,15 +24,19 @@
 
 namespace lrc {
 
-// Whether a group's steps on tiles take fewer cycles than its sums without: 16 for an instruction, which
-// leaves unused what a group lacks to 16 ranks and 32 terms, against 16 products a cycle. Derived, measured
-// on no such processor.
+// Products that an instruction on tiles must stand for. It takes 16 cycles, in which vectors make 256 of
+// them, but also what is laid out for it and read back takes time, the more beside it the fewer they are: on
+// the first processor with tiles (bench/lowrank_conv2d_encoders.py --dtype bfloat16) groups of 2 to 4
+// channels and ranks below 8, up to 84 products, were slower than without, 120 and more mostly faster.
+inline constexpr std::int64_t kTileProducts = 112;
+
+// Whether a group's steps on tiles are faster than its sums without.
 LRC_INLINE bool fills_tiles(const LowrankConv2dArgs<Bfloat16>& args) {
     const std::int64_t inside = args.channels / args.groups;
     const std::int64_t taps = args.rows.kernel * args.columns.kernel;
     const std::int64_t joined = tiled::joined_taps(args.columns);
     const std::int64_t steps = taps / joined * cut_terms(padded_terms(inside, joined) * joined).count;
-    return 16 * steps * divide_up(args.rank, kTileSide) <= args.rank * inside * taps;
+    return kTileProducts * steps * divide_up(args.rank, kTileSide) <= args.rank * inside * taps;
 }
 
 // The CPU twin on the tiles of AMX, for a processor that has them.

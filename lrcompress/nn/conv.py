@@ -14,6 +14,7 @@ from lrcompress import ops
 from lrcompress.nn.choices import Activation, Kernel, check_choices, choices_repr, is_traced, takes_fused
 from lrcompress.nn.weight import check_new_weight, decoders, take_decoder, weight_of
 from lrcompress.ops._activations import activate
+from lrcompress.ops._processor import has_native_bfloat16
 from lrcompress.types import encoder_axes
 
 Size = int | Sequence[int]
@@ -232,6 +233,11 @@ _WINOGRAD_LIMITS = 256, 1 << 16
 _WINOGRAD_RANK = 8  # at least, of large groups: timed ad hoc, no benchmark here has lower ones
 _DIRECT_LIMITS = 32, 1 << 14
 _DIRECT_KERNEL_AREAS = range(2, 10)
+# In bfloat16, where the library has instructions for it, two calls are as fast for low ranks of groups of
+# some channels, unless there are so few pixels that the calls themselves take most of the time.
+_NATIVE_BFLOAT16_RANK = 8
+_NATIVE_BFLOAT16_INSIDE = 4
+_NATIVE_BFLOAT16_PIXELS = 1 << 13  # of the batch's images
 
 
 class LowRankConv1d(_LowRankConv):
@@ -290,9 +296,20 @@ class LowRankConv2d(_LowRankConv):
         fits = self.kernel_size == (3, 3) and steps == (1, 1, 1, 1)
         return fits and within(_WINOGRAD_LIMITS) and self.rank >= _WINOGRAD_RANK
 
+    def _library_pays(self, input: Tensor) -> bool:
+        """Say whether "auto" leaves bfloat16 to two calls, as a graph, which is of any size, does."""
+        inside = self.in_channels // self.groups
+        if self.rank >= _NATIVE_BFLOAT16_RANK or inside < _NATIVE_BFLOAT16_INSIDE:
+            return False
+        if torch.compiler.is_compiling():
+            return True
+        return input.numel() > _NATIVE_BFLOAT16_PIXELS * self.in_channels
+
     def _runs_fused(self, input: Tensor, *factors: Tensor | None) -> bool:
         wanted = self._fused_pays if self.kernel == "auto" else self.kernel == "fused"
         if not (wanted and self._fusable) or is_traced(input) or input.ndim != 4:
+            return False
+        if self.kernel == "auto" and has_native_bfloat16(input) and self._library_pays(input):
             return False
         return takes_fused(self.kernel, input, *factors)
 

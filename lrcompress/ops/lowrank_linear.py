@@ -13,6 +13,7 @@ from lrcompress import _C
 from lrcompress.ops._activations import activate, activation_backward, activation_number
 from lrcompress.ops._cuda import has_kernels, lowrank_tile
 from lrcompress.ops._eager import check_dense, follows_tangents, is_plain_inference, without_autocast
+from lrcompress.ops._processor import has_native_bfloat16
 
 _NAME = "lrcompress::lowrank_linear"
 torch.library.define(
@@ -22,7 +23,6 @@ torch.library.define(
 _KERNEL_ROWS = ((1024, 32), (512, 16), (0, 8))  # in float32, from so many rows of V on: rows at most
 _KERNEL_ROWS_BFLOAT16 = 128  # where the library has no instructions for bfloat16, else as in float32
 _HAS_AMX = torch.cpu._is_amx_tile_supported()
-_NATIVE_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or _HAS_AMX
 # On CUDA: few rows, whose time is that of reading the weights; or enough rows for a tile of a tensor core
 # product, of a rank at which reading V and U again for each tile costs less than storing V x.
 _CUDA_FEW_ROWS: int = _C.MAX_CUDA_ROWS
@@ -117,7 +117,7 @@ def kernel_pays(x: Tensor, inner: int, rows: int) -> bool:
         return rows <= _CUDA_FEW_ROWS or (rows >= _CUDA_MANY_ROWS and inner <= _CUDA_INNER)
     if not x.is_cpu or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    if x.dtype == torch.bfloat16 and not _NATIVE_BFLOAT16:
+    if x.dtype == torch.bfloat16 and not has_native_bfloat16(x):
         return rows <= _KERNEL_ROWS_BFLOAT16
     return rows <= next(most for least, most in _KERNEL_ROWS if inner >= least)
 

@@ -286,9 +286,9 @@ void test_choice() {
         Buffer<Bfloat16> out(problem.out_size());
         return lrc::fills_tiles(problem.args(out, true, 1));
     };
-    check::expect(fills(2, 8, 5, 3), "3 steps of 24 terms and 5 ranks: 48 cycles, not 360");
-    check::expect(fills(1, 16, 1, 1) && !fills(1, 15, 1, 1), "as many cycles as products / 16, or more");
-    check::expect(!fills(16, 1, 2, 3), "3 steps of 6 terms and 2 ranks: 48 cycles, not 18");
+    check::expect(fills(2, 8, 5, 3), "3 steps of 24 terms and 5 ranks: 360 products");
+    check::expect(fills(1, 16, 7, 1) && !fills(1, 15, 7, 1), "kTileProducts of one step, or fewer");
+    check::expect(!fills(8, 2, 5, 3), "3 steps of 6 terms and 5 ranks: 90 products");
 }
 
 void test_instructions() {
