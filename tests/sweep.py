@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import lrcompress as lrc
-from lrcompress import removal
+from lrcompress import removal, rewrite
 from lrcompress.types import Coupling, Removal
 
 SAME = 1e-3  # of the largest output: fits go through moments
@@ -180,12 +180,13 @@ def exported(subject: Subject) -> str:
 
 def removable(subject: Subject) -> str:
     """Zero half of every coupling's columns: they go without a trace."""
-    model = copy.deepcopy(subject.model).double()
-    inputs = tree_map(lambda x: x.double() if x.is_floating_point() else x, subject.batches[0])
-    couplings = [c for c in removal.trace(model, inputs).couplings if c.producers]
+    linear = rewrite.with_linears(subject.model)
+    couplings = [c for c in removal.trace(linear, subject.batches[0]).couplings if c.producers]
     if not couplings:
         lrc.plan(subject.model, subject.budget, lrc.lnr(), example_inputs=subject.batches[0])  # to be refused
     assert couplings, "no couplings"
+    model = copy.deepcopy(linear).double()
+    inputs = tree_map(lambda x: x.double() if x.is_floating_point() else x, subject.batches[0])
     removals = [halved(coupling) for coupling in couplings]
     for item in removals:
         for slot in item.coupling.consumers:
