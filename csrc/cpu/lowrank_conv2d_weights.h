@@ -45,6 +45,10 @@ template <class T>
 LRC_INLINE void pack_decoder(const LowrankConv2dArgs<T>& args, std::int64_t pair, float* decoder) {
     const std::int64_t inner = args.groups * args.rank;
     if (!args.channels_last) return convert(args.decoder, args.filters * inner, decoder);
+    if (args.filters % pair != 0) {
+        const std::int64_t whole = args.filters / pair * pair * inner;
+        std::fill_n(decoder + whole, pair * inner, 0.0F);
+    }
     for (std::int64_t f = 0; f < args.filters; f += kWide) {
         float* strip = decoder + f / pair * pair * inner + f % pair;
         for (std::int64_t i = 0; i < inner; i += kWide) {
