@@ -270,9 +270,7 @@ SEQUENCES = [
     of_transformers("Qwen2ForCausalLM", tokens, **GROUPED),
     of_transformers("GemmaForCausalLM", tokens, **GROUPED, head_dim=8),
     of_transformers("Phi3ForCausalLM", tokens, **GROUPED),
-    of_transformers(
-        "MixtralForCausalLM", tokens, **GROUPED, num_local_experts=4, experts_implementation="eager"
-    ),
+    of_transformers("MixtralForCausalLM", tokens, **GROUPED, num_local_experts=4),
     of_transformers(
         "MambaForCausalLM",
         ids_alone,

@@ -299,7 +299,7 @@ def architectures(name: str) -> str:
     """What each small network is capable of."""
     results = read(name)
     rows = []
-    for network, found in results["networks"].items():
+    for network, found in (item for item in results["networks"].items() if item[1]):
         cells = (
             "; ".join(dict.fromkeys(found.get(one, "not run") for one in each))
             for each in CAPABILITIES.values()
