@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -296,9 +297,11 @@ def save(
     makes the tuned model again on a device of the same name. With ``folding`` it folds that, too, for
     inference; ``folded=False`` there leaves the model as it was saved.
 
+    What a module's ``get_extra_state`` gives is saved where it is made of JSON's values, tuples and tensors.
+
     Raises:
         PlanError: the model is not what the plan makes, or was folded, or a tuning or the folding is of
-            another model; the message names the layer.
+            another model; the message names the layer. Or a module's extra state holds something else.
         WeightError: a tensor has no values (meta device), or is of a kind that safetensors cannot hold, such
             as quantised ones; the message names it.
         FormatError: the folder holds a model that is not ours, such as the original's checkpoint.
@@ -311,13 +314,16 @@ def save(
     folds = () if folding is None else folding.folds
     rewrite.check_folds(model, folds)
     named, extra = rewrite.named_tensors(model)
-    tensors, aliases = codec.storable(named)
+    found = [codec.State.of(name, value) for name, value in rewrite.extra_states(model).items()]
+    tensors, aliases = codec.storable(dict(ChainMap(named, *(inside for _, inside in found))))
+    states = tuple(state for state, _ in found)
     versions = {
         "lrcompress": version("lrcompress"),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    codec.write(path, codec.Artefact(plan, tensors, aliases, extra, tuple(tunings), folds), versions)
+    artefact = codec.Artefact(plan, tensors, aliases, extra, tuple(tunings), folds, states)
+    codec.write(path, artefact, versions)
 
 
 def load(
@@ -330,7 +336,8 @@ def load(
 ) -> nn.Module:
     """Rebuild a compressed model from its folder and the original architecture.
 
-    Parameters and buffers come from the folder; whatever else the model holds is copied from ``model``.
+    Parameters, buffers and what modules give as ``get_extra_state`` come from the folder; whatever else the
+    model holds is copied from ``model``. Buffers that a forward makes are there if they were saved.
 
     Raises:
         FormatError: the artefact is incomplete, damaged, or its tensors are not those of this architecture.
@@ -342,13 +349,24 @@ def load(
         name = measure.device_name(torch.device(device))
         tuning = next((found for found in artefact.tunings if tuned and found.device == name), None)
         try:
-            rewrite.check_fill(hollow, artefact.named(artefact.tensors), artefact.buffers)
-            rewrite.fill(hollow, artefact.named(stored.values(device)))
+            _fill(hollow, stored, device)
             if folded and artefact.folds:
                 hollow = rewrite.folded(hollow.eval(), Folding(artefact.folds, ()))
             return hollow if tuning is None else rewrite.tuned(hollow, tuning.choices, tuning.memory_format)
         except PlanError as error:
             raise FormatError(f"{path}: {error}") from None
+
+
+def _fill(hollow: nn.Module, stored: codec.Stored, device: torch.device | str) -> None:
+    """Check that an artefact is of a model, and give it all that is stored."""
+    artefact = stored.artefact
+    inside = {name for state in artefact.states for name in state.names()}  # no tensors of modules
+    expected = {name: t for name, t in artefact.named(artefact.tensors).items() if name not in inside}
+    rewrite.add_buffers(hollow, expected, artefact.buffers)
+    rewrite.check_fill(hollow, expected, artefact.buffers, [state.module for state in artefact.states])
+    tensors = artefact.named(stored.values(device))
+    states = {state.module: state.decoded(tensors) for state in artefact.states}
+    rewrite.fill(hollow, {name: tensors[name] for name in expected}, states)
 
 
 def _hollow(model: nn.Module, plan: Plan) -> nn.Module:

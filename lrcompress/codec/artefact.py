@@ -17,6 +17,7 @@ from torch import Tensor
 from lrcompress import files
 from lrcompress.codec import folder as folders
 from lrcompress.codec.folder import CONFIG
+from lrcompress.codec.states import State
 from lrcompress.files import tensors as safetensors
 from lrcompress.types import Fold, FormatError, Plan, PlanError, Tuning, WeightError
 from lrcompress.types.plain import LONGEST_JSON, from_plain, parsed, shown, to_plain
@@ -48,6 +49,7 @@ class Artefact:
     buffers: tuple[str, ...]  # names in `tensors` or `aliases` that are no keys of the state dict
     tunings: tuple[Tuning, ...] = ()  # one a device
     folds: tuple[Fold, ...] = ()  # made after the tensors are in their places
+    states: tuple[State, ...] = ()  # their tensors are in `tensors` or `aliases`, too
 
     def named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the stored tensors under all their names."""
@@ -122,6 +124,7 @@ def _config_text(artefact: Artefact, versions: Mapping[str, str], weights: str, 
         "versions": dict(versions),
         "tunings": [tuning.to_dict() for tuning in artefact.tunings],
         "folds": [to_plain(fold) for fold in artefact.folds],
+        "states": [to_plain(state) for state in artefact.states],
     }
     config["checksum"] = _checksum(config)
     return json.dumps(config, allow_nan=False).encode()
@@ -170,8 +173,13 @@ def _stored(folder: Path, config: dict[str, Any], file: Any) -> Stored:
     except FormatError as error:
         raise FormatError(f"{where} is no safetensors file that belongs to {CONFIG}: {error}") from None
     tensors, aliases, buffers = weights.tensors, config["aliases"], config["buffers"]
+    states = _optional(folder, config, "states", State.from_plain)
     dangling = [name for name, target in aliases.items() if target not in tensors or name in tensors]
-    unknown = [name for name in buffers if name not in tensors and name not in aliases]
+    unknown = [
+        name
+        for name in (*buffers, *(n for s in states for n in s.names()))
+        if name not in tensors and name not in aliases
+    ]
     if dangling or unknown:
         raise FormatError(f"{folder / CONFIG} names tensors that are not stored: {dangling + unknown}")
     artefact = Artefact(
@@ -181,6 +189,7 @@ def _stored(folder: Path, config: dict[str, Any], file: Any) -> Stored:
         tuple(buffers),
         _optional(folder, config, "tunings", Tuning.from_dict),
         _optional(folder, config, "folds", lambda plain: from_plain(Fold, plain, "fold")),
+        states,
     )
     return Stored(artefact, where, config["sha256"], weights)
 

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -16,7 +17,7 @@ from lrcompress.removal.spaces import Channels, Segments, Spaces
 from lrcompress.removal.vectors import own_tensors, owners_of, vectors_of
 from lrcompress.removal.watch import watched
 from lrcompress.removal.widths import Width
-from lrcompress.types import Coupling, Held, Slot, Wiring
+from lrcompress.types import Coupling, Held, PlanError, Slot, Wiring
 
 _INPUT, _OUTPUT = "it is an input of the network", "it is an output of the network"
 _KEPT = "something holds on to it after the forward"
@@ -48,7 +49,14 @@ def trace(
     producers, one for each layer that reads them: that layer may select some of its columns. Channels that
     meet anything else are listed in ``held`` with the operator and its module. So are those of layers whose
     weight is read elsewhere, and those whose number the code computes with or decides on.
+
+    Raises:
+        PlanError: torch.jit compiled the network itself.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise PlanError(
+            "torch.jit compiled the network, whose channels cannot be followed: pass the original"
+        )
     layers, _ = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
     follower = _Follower(model, layers)
     handle = model.register_forward_pre_hook(follower.enter, with_kwargs=True)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's own parameters and buffers by name."""
-    tensors = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    parameters = module.named_parameters(recurse=False, remove_duplicate=False)
+    return dict(parameters) | dict(module.named_buffers(recurse=False, remove_duplicate=False))
 
 
 def vectors_of(module: nn.Module) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
@@ -34,6 +35,8 @@ def watched(model: nn.Module, observer: Observer) -> Iterator[Callable[[str], st
     calls = _Calls(observer, running)
     try:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks, and its operators belong to the module around it
 
             def enter(_: nn.Module, args: Any, name: str = name) -> None:
                 running.append(name)

@@ -1,6 +1,7 @@
 """The only code that walks or changes a model: which layers it has, the model with some of them factored."""
 
 from lrcompress.rewrite.factored import check_applied, check_fits, factored, fill_factors, like
+from lrcompress.rewrite.fill import add_buffers, check_fill, extra_states, fill, named_tensors
 from lrcompress.rewrite.fold import (
     check_folds,
     check_unfolded,
@@ -14,13 +15,14 @@ from lrcompress.rewrite.layers import Dense, Factored, check_factored, is_factor
 from lrcompress.rewrite.layout import memory_format_of, memory_formats, set_memory_format
 from lrcompress.rewrite.plain import merge, multiplied_out, unfuse
 from lrcompress.rewrite.survey import check_weight, count_bytes, count_params, describe, left_out, survey
-from lrcompress.rewrite.swap import check_fill, fill, named_tensors, replaced, swapped_in
+from lrcompress.rewrite.swap import replaced, swapped_in
 from lrcompress.rewrite.transposed import with_linears
 from lrcompress.rewrite.ways import tuned
 
 __all__ = [
     "Dense",
     "Factored",
+    "add_buffers",
     "check_applied",
     "check_factored",
     "check_fill",
@@ -31,6 +33,7 @@ __all__ = [
     "count_bytes",
     "count_params",
     "describe",
+    "extra_states",
     "factored",
     "fill",
     "fill_factors",

@@ -15,6 +15,8 @@ from lrcompress.types import Call, Layer, LeftAlone, PlanError, WeightError
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
+_WHOLE = (nn.MultiheadAttention, torch.jit.ScriptModule)  # their parts are not listed one by one
+
 TIED = "its weight is tied to another module's"
 
 _LARGEST_ENTRIES = (1e-150, 1e150)  # of a float64 weight, unless all are zero: squares must be numbers
@@ -39,11 +41,14 @@ def survey(
     owners = owners_of_parameters(model)
     layers: dict[str, Dense] = {}
     left_alone: list[LeftAlone] = []
-    inside_attention: set[int] = set()
+    inside: set[int] = set()  # what is left alone as a whole
     for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            inside_attention |= {id(part) for part in module.modules() if part is not module}
-        if id(module) in inside_attention or all(p.ndim < 2 for p in module.parameters(recurse=False)):
+        if id(module) in inside:
+            continue
+        whole = isinstance(module, _WHOLE)
+        if whole:
+            inside |= {id(part) for part in module.modules()}
+        if all(p.ndim < 2 for p in module.parameters(recurse=whole)):
             continue
         reason = _reason(name, module, owners, ignore)
         if reason is not None:
@@ -65,7 +70,7 @@ def is_tied(module: nn.Module, owners: Counter[int]) -> bool:
 
 def left_out(name: str, module: nn.Module, reason: str) -> LeftAlone:
     """Record a module that keeps its weights."""
-    parts = module.parameters(recurse=isinstance(module, nn.MultiheadAttention))  # else parts are listed too
+    parts = module.parameters(recurse=isinstance(module, _WHOLE))
     return LeftAlone(name, type(module).__name__, sum(part.numel() for part in parts), reason)
 
 
@@ -76,6 +81,8 @@ def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence
         return "ignored by name"
     if is_factored(module):
         return "already factored"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "torch.jit compiled it: its code cannot be changed"
     if is_tied(module, owners):
         return TIED
     if kind not in DENSE:

@@ -30,11 +30,12 @@ def with_linears(model: nn.Module) -> nn.Module:
 
 
 def _is_transposed(module: nn.Module) -> bool:
+    if type(module).__name__ != "Conv1D":
+        return False
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return (
-        type(module).__name__ == "Conv1D"
-        and type(weight) is type(bias) is nn.Parameter
+        type(weight) is type(bias) is nn.Parameter
         and weight.ndim == 2
         and bias.shape == weight.shape[1:] == (getattr(module, "nf", None),)
         and not any((*hooks, module._backward_pre_hooks))
