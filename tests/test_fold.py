@@ -248,7 +248,7 @@ def test_tuned_before_or_after_it_is_the_same_function(monkeypatch, block, best,
         assert_same(small, fast, x)
         assert not [m for m in fast.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     merged = best in (3, 6)
-    assert type(first.a) is (nn.Sequential if merged else lrc.nn.LowRankConv2d)
+    assert type(first.a) is (lrc.nn.LayersInRow if merged else lrc.nn.LowRankConv2d)
     assert type(last.a) is (nn.Conv2d if merged else lrc.nn.LowRankConv2d)
     assert type(last.ra) is (nn.SiLU if merged else nn.Identity)
 

@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 def assert_ordinary(model: nn.Module) -> None:
     for module in model.modules():
-        assert not type(module).__module__.startswith("lrcompress")
+        assert not type(module).__module__.startswith("lrcompress") or type(module) is lrc.nn.LayersInRow
         if not list(module.children()):
             assert isinstance(module, ORDINARY)
 
@@ -73,6 +73,68 @@ def test_mode_gradients_dtype_and_sharing_stay():
     assert plain.conv[0].weight.data_ptr() != model.conv.V.data_ptr()
 
 
+@pytest.mark.parametrize("case", LAYERS, ids=ids)
+def test_the_row_has_the_attributes_of_the_layer_that_it_replaces(case):
+    module, shape = case
+    names = {name for name in type(module).__constants__ if name != "output_padding"}
+    names |= {"weight", "bias"} - names if hasattr(module, "bias") else {"weight"}
+    layer = rewrite.describe("", module)
+    for config in configs(layer, lambda full: [1]):
+        small = factor(module, config, torch.randn(shape, dtype=torch.float64))
+        plain = lrc.unfuse(small)[0]
+        found = {name: getattr(plain, name) for name in names}
+        weight, bias = found.pop("weight"), found.pop("bias")
+        assert found == {name: getattr(module, name) for name in found}
+        torch.testing.assert_close(weight + 0, lrc.merge(small)[0].weight, rtol=1e-12, atol=1e-12)
+        assert (bias is None) == (module.bias is None)
+        assert weight.dtype == torch.float64
+
+
+def test_code_around_a_row_reads_and_writes_it():
+    encoder = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()  # looks at linear1.weight
+    plan = lrc.plan(encoder, lrc.Budget(params=0.7), lrc.svd())
+    plain = lrc.unfuse(lrc.apply(encoder, plan))
+    with torch.no_grad():
+        assert plain(torch.randn(2, 7, 32)).shape == (2, 7, 32)
+    model, x = Net().eval().double(), torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    plain, bias = lrc.unfuse(model).same, model.same.bias
+    with torch.no_grad():
+        plain.weight.mul_(2)
+    plain.bias = nn.Parameter(bias.detach() + 1)
+    torch.testing.assert_close(plain(x), 2 * model.same(x) - bias.view(-1, 1, 1) + 1)
+    assert type(plain[:1]) is nn.Sequential
+    assert copy.deepcopy(plain)[1].weight is not plain[1].weight
+    assert set(plain.state_dict()) == {"0.weight", "1.weight", "1.bias"}
+
+
+def test_a_merged_layer_with_its_activation_has_its_attributes():
+    merged, fc = lrc.merge(Net()).conv, lrc.merge(Net()).fc
+    assert (merged.stride, merged.kernel_size, merged.groups) == ((1, 1), (3, 3), 1)
+    assert merged.weight is merged[0].weight
+    assert fc.out_features == 24
+    fc.weight, fc.bias = nn.Parameter(torch.zeros(24, 6)), None
+    assert not fc(torch.ones(6)).any()
+
+
+class Reads(nn.Module):
+    """Asks for attributes of its parts, as many networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, x):
+        size = [n // s for n, s in zip(x.shape[2:], self.net.conv.stride, strict=True)]
+        return self.net(x.to(self.net.fc.weight.dtype)) * self.net.same.weight.sum() + size[0]
+
+
+def test_a_graph_of_code_that_reads_attributes_is_right():
+    plain, x = lrc.unfuse(Reads().eval()), torch.randn(2, 4, 9, 8)
+    torch.testing.assert_close(torch.export.export(plain, (x,)).module()(x), plain(x))
+    compiled = torch.compile(plain, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), plain(x))
+
+
 def test_merge_takes_names_and_keeps_activations():
     model, x = Net().double(), torch.randn(2, 4, 9, 8, dtype=torch.float64)
     merged = lrc.merge(model, ["conv"])
@@ -99,7 +161,7 @@ def test_torch_export_and_jit_take_both_forms():
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_torch_jit_takes_the_plain_form():
     plain, x = lrc.unfuse(Net().eval()), torch.randn(2, 4, 9, 8)
-    for made in (torch.jit.trace(plain, (x,)), torch.jit.script(nn.Sequential(*plain.conv))):
+    for made in (torch.jit.trace(plain, (x,)), torch.jit.script(plain.conv)):
         file = io.BytesIO()
         torch.jit.save(made, file)
         file.seek(0)

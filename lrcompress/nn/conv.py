@@ -182,9 +182,13 @@ class _LowRankConv(nn.Module):
 
     def multiplied_out(self) -> Tensor:  # [out, in / conv_groups, *kernel]
         """Return the product of the factors."""
+        return self.product(self.U, self.V)
+
+    def product(self, U: Tensor, V: Tensor) -> Tensor:  # [out, in / conv_groups, *kernel]
+        """Return what factors shaped as those of the layer multiply out to."""
         outer = (self.conv_groups, self.out_channels // self.conv_groups, self.groups, self.rank)
-        U = self.U.reshape(*outer, *self.decoder.kernel).flatten(4)
-        V = self.V.unflatten(0, (self.conv_groups, self.groups, self.rank)).flatten(4)
+        U = U.reshape(*outer, *self.decoder.kernel).flatten(4)
+        V = V.unflatten(0, (self.conv_groups, self.groups, self.rank)).flatten(4)
         product = torch.einsum("gokjd,gkjne->gokned", U, V)
         sizes = [*self.encoder.kernel, *self.decoder.kernel]
         weight = product.reshape(self.out_channels, -1, *sizes)

@@ -103,9 +103,12 @@ class LowRankLinear(nn.Module):
 
     def multiplied_out(self) -> Tensor:  # [out_features, in_features]
         """Return the product of the factors."""
-        U = self.U.unflatten(1, (self.groups, self.rank))
-        V = self.V.unflatten(0, (self.groups, self.rank))
-        return torch.einsum("okj,kjn->okn", U, V).flatten(1)
+        return self.product(self.U, self.V)
+
+    def product(self, U: Tensor, V: Tensor) -> Tensor:  # [out_features, in_features]
+        """Return what factors shaped as those of the layer multiply out to."""
+        split = (self.groups, self.rank)
+        return torch.einsum("okj,kjn->okn", U.unflatten(1, split), V.unflatten(0, split)).flatten(1)
 
     def forward(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.nn import LowRankConv1d, LowRankConv2d, LowRankConv3d, LowRankLinear
+from lrcompress.nn import LayersInRow, LowRankConv1d, LowRankConv2d, LowRankConv3d, LowRankLinear
 from lrcompress.rewrite.layers import Dense, Factored, check_factored
 from lrcompress.rewrite.swap import replaced
 
@@ -17,6 +17,7 @@ _PLAIN: dict[type[nn.Module], type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
     LowRankConv2d: nn.Conv2d,
     LowRankConv3d: nn.Conv3d,
 }
+_GEOMETRY = ("stride", "padding", "dilation", "padding_mode")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
@@ -38,6 +39,8 @@ def unfuse(
     model: nn.Module,  # with factored layers; untouched
 ) -> nn.Module:
     """Copy the model with every factored layer as an ``nn.Sequential`` of ordinary layers: the same function.
+
+    That has the ``weight``, ``bias`` and sizes of the dense layer, for code around it that reads them.
 
     For exporters and runtimes that know neither this package nor its operators. No ordinary layer applies a
     grouped matrix to the last axis of any input, so the encoder of a Linear with groups becomes a
@@ -65,34 +68,48 @@ def multiplied_out(module: Factored) -> Dense | nn.Sequential:
     if isinstance(module, LowRankLinear):
         dense = nn.Linear(module.in_features, module.out_features, **made)
     else:
-        kept = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+        kept = ("in_channels", "out_channels", "kernel_size", *_GEOMETRY)
         made |= {name: getattr(module, name) for name in kept} | {"groups": module.conv_groups}
         dense = _PLAIN[type(module)](**made)
     _fill(dense, weight, module)
     if module.activation == "none":
         return dense
-    return nn.Sequential(dense, _ACTIVATIONS[module.activation]()).train(module.training)
+    return LayersInRow(dense, dense, _ACTIVATIONS[module.activation]()).train(module.training)
 
 
 def _as_two(module: Factored) -> nn.Module:
     """Return encoder, decoder and activation in a row."""
     parts: tuple[Dense, Dense]
+    stands_for: Factored
+    made = _made(module)
     if isinstance(module, LowRankLinear):
         inner, outer, inside = module.groups * module.rank, module.out_features, module.in_features
         if module.groups > 1 and inner * (inside + outer) >= inside * outer:
             return multiplied_out(module)
-        made = _made(module)
         parts = (
             nn.Linear(inside, inner, bias=False, **made),
             nn.Linear(inner, outer, module.bias is not None, **made),
         )
         encoder = torch.block_diag(*module.V.detach().unflatten(0, (module.groups, module.rank)))
+        stands_for = LowRankLinear(inside, module.out_features, inner, bias=False, **made)
     else:
         parts, encoder = _two_convolutions(module), module.V.detach()
+        kept = (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            *_GEOMETRY,
+            "rank",
+            "groups",
+            "scheme",
+            "conv_groups",
+        )
+        made |= {name: getattr(module, name) for name in kept}
+        stands_for = type(module)(bias=False, **made)
     _fill(parts[0], encoder, module, bias=False)
     _fill(parts[1], module.U.detach(), module)
     activation = [] if module.activation == "none" else [_ACTIVATIONS[module.activation]()]
-    return nn.Sequential(*parts, *activation).train(module.training)
+    return LayersInRow(stands_for, *parts, *activation).train(module.training)
 
 
 def _two_convolutions(module: LowRankConv1d | LowRankConv2d | LowRankConv3d) -> tuple[Dense, Dense]:
