@@ -60,10 +60,12 @@ def measure(
     largest = results["direct"].abs().max().item()
     error = (results["Winograd"] - results["direct"]).abs().max().item()
     assert error <= 16 * torch.finfo(dtype).eps * largest, (error, largest)
-    us = {name: 1e6 * median_and_spread(times[name])[0] for name in METHODS[dtype == torch.float32 :]}
+    us = {name: 1e6 * median_and_spread(times[name])[0] for name in METHODS[1:]}
     row = {"layout": str(layout).removeprefix("torch."), "side": side, "inside": inside, "rank": rank}
     same = [name for name in METHODS[1:] if torch.equal(results["chosen"], results[name])]
     chosen = same[-1] if same else "tiles"
+    if dtype == torch.bfloat16:
+        us["as chosen"] = 1e6 * median_and_spread(times["chosen"])[0]
     return row | us | {"direct / Winograd": us["direct"] / us["Winograd"], "chosen": chosen}
 
 

@@ -25,9 +25,10 @@
 namespace lrc {
 
 // Products that an instruction on tiles must stand for. It takes 16 cycles, in which vectors make 256 of
-// them, but also what is laid out for it and read back takes time, the more beside it the fewer they are: on
-// the first processor with tiles (bench/lowrank_conv2d_encoders.py --dtype bfloat16) groups of 2 to 4
-// channels and ranks below 8, up to 84 products, were slower than without, 120 and more mostly faster.
+// them, but also what is laid out for it and read back takes time. Timed ad hoc on one processor with tiles,
+// layers of bench/lowrank_conv2d.py: 18 to 84 products were slower than without, 144 and more faster at a
+// batch of 64. bench/lowrank_conv2d_encoders.py --dtype bfloat16 compares where tiles are chosen, not where
+// they are not.
 inline constexpr std::int64_t kTileProducts = 112;
 
 // Whether a group's steps on tiles are faster than its sums without.
