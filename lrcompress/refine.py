@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -132,7 +131,7 @@ def refined(
     """
     if how.prior is None:
         how = replace(how, prior=PRIOR_OF_STATISTICS if batches is None else PRIOR_OF_BATCHES)
-    wide = copy.deepcopy(model)
+    wide = rewrite.copied(model)
     configs = {e.layer.name: (e.layer, e.choice.config) for e in plan if e.choice.config is not None}
     if batches is not None:
         held = list(batches)

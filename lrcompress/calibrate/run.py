@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,9 +21,15 @@ def inference(
     *inputs: Any,  # which the model may write to
     fast_paths: bool = False,  # of attention in torch, which read weights without calling their modules
 ) -> Iterator[None]:
-    """Run in evaluation mode without gradients, then put back whatever that changed, modes included."""
+    """Run in evaluation mode without gradients, then put back whatever that changed, modes included.
+
+    What is compiled by ``torch.compile`` runs as it was written, except where ``fast_paths`` are wanted.
+    """
     enabled = torch.backends.mha.get_fastpath_enabled()
-    with unchanged(model, *inputs):
+    with ExitStack() as stack:
+        stack.enter_context(unchanged(model, *inputs))
+        if not fast_paths and "torch._dynamo" in sys.modules:  # else nothing is compiled, and it loads slowly
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # no hook and no mode is compiled
         model.eval()
         try:
             torch.backends.mha.set_fastpath_enabled(enabled and fast_paths)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from lrcompress import allocate, calibrate
+from lrcompress import allocate, calibrate, rewrite
 from lrcompress.factorize import columns
 from lrcompress.reconstruct.fit import refit
 from lrcompress.reconstruct.problem import Data, Moments, consumers_of, moments_of, problem_of
@@ -85,7 +84,7 @@ class Paths:
     def _top_down(self, chosen: Chosen) -> Chosen:
         """Choose from the first coupling on, each on what the reduced layers before it give."""
         assert not isinstance(self.data, calibrate.Statistics)
-        wide, found = copy.deepcopy(self.model), dict(chosen)
+        wide, found = rewrite.copied(self.model), dict(chosen)
         for coupling in chosen:
             names = consumers_of([coupling])
             moments = calibrate.cross_moments(self.model, wide, names, self.data)

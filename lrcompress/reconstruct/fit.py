@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 
@@ -47,7 +46,7 @@ def reconstructed(
     Raises:
         CompressionError: there are no batches, or a consumer does not run on them.
     """
-    wide = copy.deepcopy(model)
+    wide = rewrite.copied(model)
     names = consumers_of(r.coupling for r in removals)
     fitted = {name: [r for r in removals if name in consumers_of([r.coupling])] for name in names}
     if isinstance(data, calibrate.Statistics) or not sequential:

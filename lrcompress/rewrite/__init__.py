@@ -1,5 +1,6 @@
 """The only code that walks or changes a model: which layers it has, the model with some of them factored."""
 
+from lrcompress.rewrite.copying import copied
 from lrcompress.rewrite.factored import check_applied, check_fits, factored, fill_factors, like
 from lrcompress.rewrite.fill import add_buffers, check_fill, extra_states, fill, named_tensors
 from lrcompress.rewrite.fold import (
@@ -30,6 +31,7 @@ __all__ = [
     "check_folds",
     "check_unfolded",
     "check_weight",
+    "copied",
     "count_bytes",
     "count_params",
     "describe",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrcompress.types import PlanError
+from lrcompress.rewrite.copying import copied
 
 
 def replaced(model: nn.Module, modules: Mapping[str, nn.Module], hollow: bool = False) -> nn.Module:
@@ -18,22 +17,18 @@ def replaced(model: nn.Module, modules: Mapping[str, nn.Module], hollow: bool = 
 
     A module that the model holds under several names is swapped under all of them. ``hollow`` copies no
     values at all: every parameter and buffer is left on the meta device.
+
+    Raises:
+        PlanError: see `copied`.
     """
-    memo: dict[int, Any] = {}  # deepcopy takes what is in here for copies that it has already made
+    empty: dict[int, Any] = {}
     if hollow:
         for parameter in model.parameters():
-            memo[id(parameter)] = nn.Parameter(
+            empty[id(parameter)] = nn.Parameter(
                 torch.empty_like(parameter, device="meta"), parameter.requires_grad
             )
-        memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
-    memo |= {id(model.get_submodule(name)): new for name, new in modules.items()}
-    try:
-        copied: nn.Module = copy.deepcopy(model, memo)
-    except RuntimeError as error:  # torch copies no tensor that was computed from others
-        raise PlanError(
-            f"the model cannot be copied; make its weights plain parameters first: {error}"
-        ) from error
-    return copied
+        empty |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in model.buffers()}
+    return copied(model, empty, modules)
 
 
 @contextmanager

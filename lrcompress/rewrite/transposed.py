@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from typing import Any
 
 from torch import nn
+
+from lrcompress.rewrite.copying import copied
 
 
 def with_linears(model: nn.Module) -> nn.Module:
@@ -18,15 +18,14 @@ def with_linears(model: nn.Module) -> nn.Module:
     """
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     found = {
-        id(module): _linear(module)
-        for module in model.modules()
+        name: _linear(module)
+        for name, module in model.named_modules()
         if _is_transposed(module) and all(owners[id(p)] == 1 for p in module.parameters())
     }
     if not found:
         return model
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    copied: nn.Module = copy.deepcopy(model, memo | found)
-    return copied
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copied(model, shared, found)
 
 
 def _is_transposed(module: nn.Module) -> bool:
