@@ -93,6 +93,7 @@ def _narrower(
     batches: list[Any] | None = None,  # that the plan will be fitted to; None: the statistics, or the inputs
 ) -> Plan:
     """Plan the removal of neurons; of several splits with low rank the one whose outputs are nearest."""
+    model = rewrite.with_opened(model, refine.named(None, statistics))
     if example_inputs is None:
         raise PlanError(
             "removing neurons needs example_inputs, to follow the channels and, without statistics, "
@@ -178,7 +179,7 @@ def apply(
         CompressionError: ``batches`` is empty, what a layer gets or gives holds nan or infinity, or a
             weight's type does not hold its fit; the message names the layer.
     """
-    model = rewrite.with_linears(model)
+    model = rewrite.with_opened(rewrite.with_linears(model), refine.named(plan, statistics))
     if plan.removals:
         batches = None if batches is None else list(batches)
         model, statistics = _without_neurons(model, plan, statistics, batches)
@@ -345,7 +346,8 @@ def load(
     """
     with codec.reading(path) as stored:
         artefact = stored.artefact
-        hollow = _hollow(rewrite.with_linears(model), artefact.plan)
+        opened = rewrite.with_opened(rewrite.with_linears(model), refine.named(artefact.plan))
+        hollow = _hollow(opened, artefact.plan)
         name = measure.device_name(torch.device(device))
         tuning = next((found for found in artefact.tunings if tuned and found.device == name), None)
         try:

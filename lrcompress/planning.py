@@ -12,7 +12,7 @@ from torch import nn
 
 from lrcompress import allocate, calibrate, measure, reconstruct, refine, removal
 from lrcompress.factorize import ActivationAware, OnTop
-from lrcompress.subject import Subject, surveyed
+from lrcompress.subject import Subject, opened, surveyed
 from lrcompress.types import (
     Budget,
     BudgetError,
@@ -57,9 +57,14 @@ def factored(
     """Choose the factors of every layer; see ``lrcompress.plan``."""
     if budget.cost in _NEED_INPUTS and example_inputs is None:
         raise PlanError(f"a budget in {budget.cost} needs example_inputs, to {_NEED_INPUTS[budget.cost]}")
-    subject = surveyed(model, ignored, example_inputs)
+    run = None if example_inputs is None else lambda: calibrate.run(model, example_inputs)
+    open_model, reasons = opened(model, ignored, run, example_inputs, refine.named(None, statistics))
+    subject = surveyed(open_model, ignored, example_inputs)
+    subject.left_alone = [replace(x, reason=reasons.get(x.name, x.reason)) for x in subject.left_alone]
     if recipe.local_step.needs_statistics:
-        subject.left_alone += refine.without_statistics(model, subject.modules, statistics, wishes.unreached)
+        subject.left_alone += refine.without_statistics(
+            subject.model, subject.modules, statistics, wishes.unreached
+        )
     layers = subject.layers()
     known = {} if statistics is None else statistics.layers
     matrices = tuple(module.weight.detach() for module in subject.modules.values())
@@ -67,7 +72,9 @@ def factored(
     factors = allocate.factors([layer.name for layer in layers], wishes.weights)
     latency = 0
     if budget.cost == "latency":
-        timed = measure.timed_options(model, subject.modules, layers, tables, example_inputs, progress)
+        timed = measure.timed_options(
+            subject.model, subject.modules, layers, tables, example_inputs, progress
+        )
         latency, layers, tables = timed
     total = subject.total(budget.cost) if budget.cost != "latency" else latency
     fixed = total - sum(getattr(layer, budget.cost) for layer in layers)
@@ -78,7 +85,7 @@ def factored(
 
     if budget.cost == "latency":
         tables, rows = measure.corrected(
-            model, subject.modules, layers, tables, example_inputs, choose, budget.limit(total), total
+            subject.model, subject.modules, layers, tables, example_inputs, choose, budget.limit(total), total
         )
     else:
         rows = choose(tables)
@@ -143,8 +150,9 @@ def _splits(
     """Remove neurons down to several sizes, and factor what is left down to the budget."""
     own = _step_of(low_rank)
     first = calibrate.in_parts(example_inputs)[0]
-    subject, wiring, paths = reconstruct.prepared(model, budget, recipe, example_inputs, data, ignored)
     known = data if isinstance(data, calibrate.Statistics) else refine.collect(model, data, ignore=ignored)
+    model, _ = opened(model, ignored, None, known=refine.named(None, known))
+    subject, wiring, paths = reconstruct.prepared(model, budget, recipe, example_inputs, data, ignored)
     total = subject.total(budget.cost)
     limit = budget.limit(total)
     whole = _tables(subject, own, known)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 from lrcompress import calibrate, rewrite
 from lrcompress.factorize import fitted_weight
+from lrcompress.subject import opened
 from lrcompress.types import CompressionError, Layer, LeftAlone, LowRank, Plan, PlanError, Refinement
 from lrcompress.types.statistics import PRIOR_OF_BATCHES, PRIOR_OF_STATISTICS
 
@@ -43,7 +47,7 @@ def collect(
             takes several passes, layers of earlier passes have seen all batches: start again instead.
         PlanError: ``into`` is of another model.
     """
-    model = rewrite.with_linears(model)
+    model, batches = _opened(rewrite.with_linears(model), batches, transform, forward, ignore, into)
     layers, _ = rewrite.survey(model, (ignore,) if isinstance(ignore, str) else ignore)
     return calibrate.collect_layers(
         model,
@@ -57,6 +61,39 @@ def collect(
         into=into,
         progress=progress,
     )
+
+
+def _opened(
+    model: nn.Module,
+    batches: Iterable[Any],
+    transform: Callable[[Any], Any] | None,
+    forward: Callable[[nn.Module, Any], Any] | None,
+    ignore: str | Sequence[str],
+    into: calibrate.Statistics | None,
+) -> tuple[nn.Module, Iterable[Any]]:
+    """Open what the first batch shows, or earlier statistics know; return the batches, whole, too."""
+    ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    if into is not None:
+        return rewrite.with_opened(model, named(None, into)), batches
+    if not rewrite.openable(model, ignored):
+        return model, batches
+    first = list(itertools.islice(rest := iter(batches), 1))
+    if rest is batches:
+        batches = itertools.chain(first, rest)
+    if not first:
+        return model, batches
+    step = partial(calibrate.run_batch, model, transform, forward, first[0])
+    with contextlib.suppress(
+        Exception
+    ):  # it comes again while statistics are collected, which names the batch
+        model, _ = opened(model, ignored, step, first[0])
+    return model, batches
+
+
+def named(plan: Plan | None, statistics: calibrate.Statistics | None = None) -> list[str]:
+    """Name the layers that a plan and statistics know."""
+    names = [] if plan is None else [entry.layer.name for entry in plan]
+    return names if statistics is None else [*names, *statistics.layers, *statistics.unreached]
 
 
 def check_statistics(model: nn.Module, statistics: calibrate.Statistics) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,26 @@ class Subject:
             return self.macs
         count = rewrite.count_params if cost == "params" else rewrite.count_bytes
         return count(self.model)
+
+
+def opened(
+    model: nn.Module,  # untouched
+    ignored: tuple[str, ...],  # shell patterns
+    run: Callable[[], Any] | None,  # runs the model once; None: nothing is known of forwards
+    inputs: Any = None,  # which the model may write to
+    known: Iterable[str] = (),  # names of layers, those inside of modules to be opened among them
+) -> tuple[nn.Module, dict[str, str]]:
+    """Open modules whose own forward runs the layer that they derive from; say of the others why not."""
+    found = rewrite.openable(model, ignored)
+    reasons: dict[str, str | None] = {
+        name: f"{rewrite.otherwise(module)}; example_inputs would show what its forward does"
+        for name, module in found.items()
+    }
+    if found and run is not None:
+        reasons = calibrate.inner_calls(model, found, run, inputs)
+    names = {*known, *(name for name, reason in reasons.items() if reason is None)}
+    left = {name: reason for name, reason in reasons.items() if reason is not None}
+    return rewrite.with_opened(model, names), left
 
 
 def surveyed(

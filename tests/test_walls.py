@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "removal": {"calibrate", "rewrite", "nn", "types"},
     "subject": {"calibrate", "rewrite", "types"},
     "reconstruct": {"calibrate", "factorize", "allocate", "removal", "rewrite", "subject", "nn", "types"},
-    "refine": {"calibrate", "factorize", "rewrite", "types"},
+    "refine": {"calibrate", "factorize", "rewrite", "subject", "types"},
     "planning": {
         "reconstruct",
         "refine",

@@ -112,7 +112,9 @@ class _Path(TorchFunctionMode):
         picked = self._picks(getattr(func, "__name__", ""), args, given)
         for leaf in tree_leaves(result) if known else ():
             if isinstance(leaf, Tensor):
-                self._sources[leaf] = sources
+                made = all(leaf is not each for each in given)  # perhaps by a layer that the call ran
+                own = self._sources.get(leaf, frozenset()) if made else frozenset()
+                self._sources[leaf] = sources | own
                 if picked:
                     self._picked[leaf] = True
         return result

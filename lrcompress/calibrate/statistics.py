@@ -143,7 +143,7 @@ def collect_layers(
         )
     found: dict[str, LayerStatistics] = {}
     seen = 0
-    step = partial(_forward, model, transform, forward)
+    step = partial(run_batch, model, transform, forward)
     for subset in subsets:
         sums, seen = _Sums(subset), 0
         try:
@@ -189,12 +189,13 @@ def _subsets(layers: Mapping[str, Layer], gradients: bool, memory: int | None) -
     return subsets
 
 
-def _forward(
+def run_batch(
     model: nn.Module,
     transform: Callable[[Any], Any] | None,
     forward: Callable[[nn.Module, Any], Any] | None,
     batch: Any,
 ) -> Any:
+    """Run a model on a batch as ``collect`` was told to."""
     inputs = batch if transform is None else transform(batch)
     return run(model, inputs) if forward is None else forward(model, inputs)
 

@@ -18,8 +18,8 @@ from lrcompress.calibrate.run import inference
 from lrcompress.types import Uses
 
 # What these tell of an output is the same whatever its values.
-_METADATA = frozenset(("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda"))
-_METADATA |= {"size", "dim", "numel", "nelement", "stride", "is_contiguous", "is_floating_point"}
+METADATA = frozenset(("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_cuda"))
+METADATA |= {"size", "dim", "numel", "nelement", "stride", "is_contiguous", "is_floating_point"}
 
 _KEPT = "whatever keeps it after the forward"
 
@@ -90,7 +90,7 @@ class _Watch:
         if not isinstance(value, Tensor):
             return
         maker, owner = self._made.get(value), self._own.get(value)
-        if maker is not None and called not in _METADATA:
+        if maker is not None and called not in METADATA:
             if self._running:
                 _add(self._readers[maker], self._running[-1])
             else:
@@ -98,7 +98,7 @@ class _Watch:
         if owner is None or owner in self._running:
             return
         # Once folded in, a batch norm has no tensors left to be asked even for their type.
-        if called not in _METADATA or isinstance(self._modules[owner], _BatchNorm):
+        if called not in METADATA or isinstance(self._modules[owner], _BatchNorm):
             _add(self._foreign[owner], called)
 
     def found(self) -> dict[str, Uses]:

@@ -28,7 +28,8 @@ def verify(
     Raises:
         PlanError: the two models' outputs differ in names or shapes, or hold nothing that can be compared.
     """
-    model = rewrite.with_linears(model)
+    opened = rewrite.inner_names(name for name, _ in small.named_modules())
+    model = rewrite.with_opened(rewrite.with_linears(model), opened)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, rewrite.Dense)}
     pairs = {name: new for name, new in small.named_modules() if rewrite.is_factored(new) and name in modules}
     pairs = {name: new for name, new in pairs.items() if new.weight.shape == modules[name].weight.shape}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -56,10 +55,7 @@ _IN_PLACE = frozenset(
     ]
 ) | {"__setitem__"}
 _CONVOLUTIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
-_LINEAR = inspect.signature(lambda input, weight, bias=None: None)
-_CONVOLUTION = inspect.signature(
-    lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None
-)
+_GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}  # where a convolution is given none
 
 
 class Holder(Protocol):
@@ -244,17 +240,28 @@ def _write(func: Any, name: str, args: Any, kwargs: Any) -> Any:
 
 def _run(func: Any, args: Any, kwargs: Any) -> Tensor | None:
     """Run the factors where the function is F.linear or a convolution."""
-    if func is not F.linear and func not in _CONVOLUTIONS:
+    call = layer_call(func, args, kwargs)
+    if call is None:
         return None
-    signature = _LINEAR if func is F.linear else _CONVOLUTION
-    given = signature.bind(*args, **kwargs)
-    given.apply_defaults()
-    input, weight, bias, *geometry = given.arguments.values()
+    input, weight, bias, geometry = call
     if not isinstance(weight, FactoredWeight) or isinstance(input, FactoredWeight):
         return None
     if weight.ndim != _CONVOLUTIONS.get(func, 0) + 2 or weight._cut:
         return None
-    return weight._holder.run_factors(input, bias, tuple(geometry))
+    return weight._holder.run_factors(input, bias, geometry)
+
+
+def layer_call(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any, tuple[Any, ...]] | None:
+    """Return what F.linear or a convolution is called with: input, weight, bias and geometry.
+
+    That is stride, padding, dilation and groups; of F.linear it is empty. None for other functions.
+    """
+    if func is not F.linear and func not in _CONVOLUTIONS:
+        return None
+    defaults = {} if func is F.linear else _GEOMETRY
+    names = ("input", "weight", "bias", *defaults)
+    given = {"bias": None, **defaults, **dict(zip(names, args, strict=False)), **kwargs}
+    return given["input"], given["weight"], given["bias"], tuple(given[name] for name in defaults)
 
 
 def weight_of(holder: Holder) -> Tensor:

@@ -14,8 +14,17 @@ from lrcompress.rewrite.fold import (
 )
 from lrcompress.rewrite.layers import Dense, Factored, check_factored, is_factored
 from lrcompress.rewrite.layout import memory_format_of, memory_formats, set_memory_format
+from lrcompress.rewrite.opening import inner_names, openable, with_opened
 from lrcompress.rewrite.plain import merge, multiplied_out, unfuse
-from lrcompress.rewrite.survey import check_weight, count_bytes, count_params, describe, left_out, survey
+from lrcompress.rewrite.survey import (
+    check_weight,
+    count_bytes,
+    count_params,
+    describe,
+    left_out,
+    otherwise,
+    survey,
+)
 from lrcompress.rewrite.swap import replaced, swapped_in
 from lrcompress.rewrite.transposed import with_linears
 from lrcompress.rewrite.ways import tuned
@@ -44,6 +53,7 @@ __all__ = [
     "folded",
     "folded_into",
     "forget_folds",
+    "inner_names",
     "is_factored",
     "left_out",
     "like",
@@ -52,6 +62,8 @@ __all__ = [
     "merge",
     "multiplied_out",
     "named_tensors",
+    "openable",
+    "otherwise",
     "replaced",
     "set_memory_format",
     "survey",
@@ -59,4 +71,5 @@ __all__ = [
     "tuned",
     "unfuse",
     "with_linears",
+    "with_opened",
 ]

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lrcompress.nn.choices import Activation
+from lrcompress.nn.own import OwnForward
 from lrcompress.rewrite.layers import DENSE, Dense, Factored, kind_of
 from lrcompress.rewrite.layout import memory_format_of, set_memory_format
 from lrcompress.rewrite.survey import TIED, is_tied, left_out, owners_of_parameters, unusual
@@ -38,7 +39,11 @@ _KINDS: tuple[type[nn.Module], ...] = (
 def foldable_parts(model: nn.Module) -> dict[str, nn.Module]:
     """Return all layers, batch norms and activations that folding is about."""
     kinds: tuple[type[nn.Module], ...] = (*_KINDS, _BatchNorm)  # and subclasses, to say why they stay
-    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and not isinstance(module, OwnForward)  # the layer in it is a part
+    }
 
 
 def foldable(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from lrcompress.nn.own import INNER
 from lrcompress.rewrite.layers import DENSE, Dense, is_factored, kind_of
 from lrcompress.types import Call, Layer, LeftAlone, PlanError, WeightError
 
@@ -77,7 +78,8 @@ def left_out(name: str, module: nn.Module, reason: str) -> LeftAlone:
 def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence[str]) -> str | None:
     """Say why a module must be left alone; None when it can be compressed."""
     kind = kind_of(module)
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
+    names = {name, name.removesuffix("." + INNER)}  # a layer inside is ignored with the module around it
+    if any(fnmatch.fnmatchcase(each, pattern) for each in names for pattern in ignore):
         return "ignored by name"
     if is_factored(module):
         return "already factored"
@@ -86,16 +88,17 @@ def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence
     if is_tied(module, owners):
         return TIED
     if kind not in DENSE:
-        known = next((base for base in DENSE if isinstance(module, base)), None)
-        return (
-            f"a subclass of {known.__name__} may compute otherwise"
-            if known
-            else f"no factorisation of {kind.__name__}"
-        )
+        return otherwise(module) if isinstance(module, Dense) else f"no factorisation of {kind.__name__}"
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed from other parameters"
     return unusual(module) or (None if weight.numel() else "its weight is empty")
+
+
+def otherwise(module: nn.Module) -> str:
+    """Say why a class that derives from a kind of layer is not taken for it."""
+    base = next(base for base in DENSE if isinstance(module, base))
+    return f"a subclass of {base.__name__} may compute otherwise"
 
 
 def unusual(module: nn.Module) -> str | None:
