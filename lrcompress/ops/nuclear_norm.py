@@ -16,7 +16,8 @@ def nuclear_norm(
     The minimum shrinks each singular value of W T by the penalty, so it is exact and takes one
     eigendecomposition: of W R W^T, whose eigenvalues are their squares. With its eigenvectors Q and
     f = (1 - penalty / s)_+ it is M = Q diag(f) Q^T W, which needs no inverse of T: R may be singular. The
-    rank is the number of singular values above the penalty and above 1e-8 of the largest, and may be 0.
+    rank is the number of singular values above the penalty and above what rounding leaves of the largest,
+    the root of its type's epsilon times the larger side of W, and may be 0.
 
     Raises:
         ValueError: a shape, value or device is not as annotated, or R is not symmetric or has a negative
@@ -29,7 +30,8 @@ def nuclear_norm(
     W = weight.detach().to(torch.float64)
     squares, vectors = torch.linalg.eigh(given.cross @ W.T)
     values = squares.clamp(min=0).sqrt()
-    noise = values.amax() * torch.finfo(torch.float64).eps ** 0.5 if len(values) else values.sum()
+    rounding = (max(W.shape) * torch.finfo(torch.float64).eps) ** 0.5  # of the squares: eps a term
+    noise = values.amax() * rounding if len(values) else values.sum()
     kept = (values > penalty) & (values > noise)
     roots = (1 - penalty / values[kept]).sqrt().flip(0)
     basis = vectors[:, kept].flip(1)
