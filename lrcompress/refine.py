@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -75,11 +75,9 @@ def _opened(
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     if into is not None:
         return rewrite.with_opened(model, named(None, into)), batches
-    if not rewrite.openable(model, ignored):
+    if not rewrite.own_forwards(model, ignored):
         return model, batches
-    first = list(itertools.islice(rest := iter(batches), 1))
-    if rest is batches:
-        batches = itertools.chain(first, rest)
+    first, batches = _peeked(batches)
     if not first:
         return model, batches
     step = partial(calibrate.run_batch, model, transform, forward, first[0])
@@ -88,6 +86,33 @@ def _opened(
     ):  # it comes again while statistics are collected, which names the batch
         model, _ = opened(model, ignored, step, first[0])
     return model, batches
+
+
+class _Begun:
+    """Batches that were begun to be read: the first pass goes on from there."""
+
+    def __init__(self, batches: Iterable[Any], rest: Iterator[Any]) -> None:
+        self._batches, self._rest = batches, [rest]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._rest.pop() if self._rest else iter(self._batches)
+
+
+def _peeked(batches: Iterable[Any]) -> tuple[list[Any], Iterable[Any]]:
+    """Return the first batch, if there is one, and all batches; what reading raises comes again there."""
+    rest = iter(batches)
+    try:
+        first = list(itertools.islice(rest, 1))
+    except Exception as error:
+        first, begun = [], _raising(error)
+    else:
+        begun = itertools.chain(first, rest)
+    return first, begun if rest is batches else _Begun(batches, begun)
+
+
+def _raising(error: Exception) -> Iterator[Any]:
+    yield from ()
+    raise error
 
 
 def named(plan: Plan | None, statistics: calibrate.Statistics | None = None) -> list[str]:

@@ -50,13 +50,14 @@ def opened(
     known: Iterable[str] = (),  # names of layers, those inside of modules to be opened among them
 ) -> tuple[nn.Module, dict[str, str]]:
     """Open modules whose own forward runs the layer that they derive from; say of the others why not."""
-    found = rewrite.openable(model, ignored)
+    found = rewrite.own_forwards(model, ignored)
     reasons: dict[str, str | None] = {
         name: f"{rewrite.otherwise(module)}; example_inputs would show what its forward does"
         for name, module in found.items()
     }
     if found and run is not None:
         reasons = calibrate.inner_calls(model, found, run, inputs)
+    reasons = {name: reason or rewrite.closed(found[name]) for name, reason in reasons.items()}
     names = {*known, *(name for name, reason in reasons.items() if reason is None)}
     left = {name: reason for name, reason in reasons.items() if reason is not None}
     return rewrite.with_opened(model, names), left

@@ -230,6 +230,11 @@ class Other(nn.Linear):
         return F.linear(x, self.weight, 2 * self.bias)
 
 
+class Cast(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight.to(torch.float64).float(), self.bias)
+
+
 class Parent(nn.Linear):
     def forward(self, x):
         return x.clone()
@@ -242,6 +247,7 @@ LEFT = {
     Transposing(4, 4): "its forward reads its weight in T",
     Striding(4, 4, 3): "its forward gives conv2d another geometry than it declares",
     Other(4, 4): "its forward gives linear another bias than its own",
+    Cast(4, 4): "its forward reads its weight in to",
     Parent(4, 4): "its forward does not call F.linear or a convolution with its weight",
 }
 
@@ -256,6 +262,58 @@ def test_what_uses_its_weight_otherwise_is_left_alone_with_the_reason(module):
     assert left.name == "0"
     assert left.reason.startswith(LEFT[module])
     assert list(lrc.collect(model, [x]).layers) == ["1"]
+
+
+class Gained(nn.Conv2d):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.ones(sizes[1], 1, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias) * self.gain.mean()
+
+
+def test_another_weight_is_named():
+    model, x = nn.Sequential(Gained(4, 4, 3)), torch.randn(2, 4, 4, 4)
+    (left,) = lrc.plan(model, lrc.Budget(params=1.0), lrc.svd(), example_inputs=x).left_alone
+    assert left.reason == "it has another weight, gain"
+
+
+def test_a_model_that_is_such_a_module_itself(tmp_path):
+    model, x = Dynamic(4, 8, 3), torch.randn(2, 4, 5, 5)
+    plan = half(lrc.plan(model, lrc.Budget(params=1.0), lrc.svd(), example_inputs=x))
+    small = lrc.apply(model, plan, batches=[x])
+    lrc.save(small, plan, tmp_path)
+    torch.testing.assert_close(lrc.load(tmp_path, model)(x), small(x), rtol=0, atol=0)
+    assert [check.name for check in lrc.verify(model, small, x).layers] == ["inner"]
+
+
+class Once:
+    """Batches that can be read once, in their order."""
+
+    def __init__(self, batches):
+        self.generator = (batch() for batch in batches)
+
+    def __iter__(self):
+        return self.generator
+
+
+def test_the_batch_that_shows_the_forward_counts_too():
+    model, x = settled()
+    for wanted in (1, 2):
+        assert lrc.collect(model, Once([lambda: x] * wanted)).batches == wanted
+    batches = [x[:20], x[20:]]
+    passes = lrc.collect(model, batches, memory=1)  # a pass a layer
+    torch.testing.assert_close(
+        passes.layers["fc.inner"].autocorrelation,
+        lrc.collect(model, iter(batches)).layers["fc.inner"].autocorrelation,
+    )
+    with pytest.raises(lrc.CollectionInterrupted, match="batch 0: invalid literal"):
+        lrc.collect(model, Once([lambda: int("?")]))
+    with pytest.raises(lrc.CollectionInterrupted, match=r"batch 0: .* 3 channels"):
+        lrc.collect(model, [x[:, :3]])
+    with pytest.raises(lrc.CompressionError, match="at least one batch"):
+        lrc.collect(model, [])
 
 
 def test_without_inputs_the_reason_says_that_they_would_help():

@@ -14,7 +14,7 @@ from lrcompress.rewrite.fold import (
 )
 from lrcompress.rewrite.layers import Dense, Factored, check_factored, is_factored
 from lrcompress.rewrite.layout import memory_format_of, memory_formats, set_memory_format
-from lrcompress.rewrite.opening import inner_names, openable, with_opened
+from lrcompress.rewrite.opening import closed, inner_names, own_forwards, with_opened
 from lrcompress.rewrite.plain import merge, multiplied_out, unfuse
 from lrcompress.rewrite.survey import (
     check_weight,
@@ -40,6 +40,7 @@ __all__ = [
     "check_folds",
     "check_unfolded",
     "check_weight",
+    "closed",
     "copied",
     "count_bytes",
     "count_params",
@@ -62,8 +63,8 @@ __all__ = [
     "merge",
     "multiplied_out",
     "named_tensors",
-    "openable",
     "otherwise",
+    "own_forwards",
     "replaced",
     "set_memory_format",
     "survey",

@@ -11,10 +11,10 @@ from torch import nn
 from lrcompress.nn.own import INNER, OwnForward, opened
 from lrcompress.rewrite.copying import copied
 from lrcompress.rewrite.layers import DENSE, kind_of
-from lrcompress.rewrite.survey import is_tied, owners_of_parameters, unusual
+from lrcompress.rewrite.survey import around, is_tied, otherwise, owners_of_parameters, unusual
 
 
-def openable(
+def own_forwards(
     model: nn.Module,
     ignore: Sequence[str] = (),  # shell patterns of names
 ) -> dict[str, nn.Module]:
@@ -23,27 +23,33 @@ def openable(
     return {
         name: module
         for name, module in model.named_modules()
-        if _can_open(module)
+        if _has_own_forward(module)
         and not is_tied(module, owners)
         and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)
     }
 
 
-def _can_open(module: nn.Module) -> bool:
-    own = {name for name, p in module.named_parameters(recurse=False) if p.ndim > 1} - {"weight"}
+def _has_own_forward(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
     return (
         isinstance(module, DENSE)
         and not isinstance(module, OwnForward)
         and kind_of(module) not in DENSE
-        and not own
         and weight is not None
         and weight.numel() > 0
         and "bias" in module._parameters
-        and not hasattr(module, INNER)
-        and "__getattr__" not in vars(type(module))
         and unusual(module) is None
     )
+
+
+def closed(module: nn.Module) -> str | None:
+    """Say why a module with a forward of its own cannot be opened; None where it can."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if name != "weight" and parameter.ndim > 1:
+            return f"it has another weight, {name}"
+    if hasattr(module, INNER) or "__getattr__" in vars(type(module)):
+        return otherwise(module)
+    return None
 
 
 def with_opened(
@@ -54,8 +60,8 @@ def with_opened(
 
     All tensors are shared with ``model``, which is returned itself where there is nothing to open.
     """
-    wanted = {name.removesuffix("." + INNER) for name in names}
-    found = [name for name in openable(model) if name in wanted]
+    wanted = {around(name) for name in names}
+    found = [name for name, module in own_forwards(model).items() if name in wanted and not closed(module)]
     if not found:
         return model
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -67,4 +73,4 @@ def with_opened(
 
 def inner_names(names: Iterable[str]) -> list[str]:
     """Return those of some names that are of layers inside of opened modules."""
-    return [name for name in names if name == INNER or name.endswith("." + INNER)]
+    return [name for name in names if around(name) != name]

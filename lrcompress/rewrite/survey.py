@@ -78,7 +78,7 @@ def left_out(name: str, module: nn.Module, reason: str) -> LeftAlone:
 def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence[str]) -> str | None:
     """Say why a module must be left alone; None when it can be compressed."""
     kind = kind_of(module)
-    names = {name, name.removesuffix("." + INNER)}  # a layer inside is ignored with the module around it
+    names = {name, around(name)}  # a layer inside is ignored with the module around it
     if any(fnmatch.fnmatchcase(each, pattern) for each in names for pattern in ignore):
         return "ignored by name"
     if is_factored(module):
@@ -93,6 +93,12 @@ def _reason(name: str, module: nn.Module, owners: Counter[int], ignore: Sequence
     if weight is None:
         return "its weight is computed from other parameters"
     return unusual(module) or (None if weight.numel() else "its weight is empty")
+
+
+def around(name: str) -> str:
+    """Return the name of the module that holds a layer inside; other names as they are."""
+    outer, _, last = name.rpartition(".")
+    return outer if last == INNER else name
 
 
 def otherwise(module: nn.Module) -> str:
