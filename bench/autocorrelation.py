@@ -19,7 +19,8 @@ from torch.nn.grad import conv2d_weight
 from lrcompress import ops
 
 OURS = "lrcompress"
-STORED = "unfold + mm fp32"
+STORED = "unfold + mm fp32"  # bmm of groups
+POSITIONS = "K^2 weight gradients"
 BORDERLESS = "1 weight gradient, no borders"
 MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
@@ -34,6 +35,7 @@ class Layer(NamedTuple):
     stride: int = 1
     out: int = 0
     count: int = 1
+    groups: int = 1  # 1, or as many as the channels
 
 
 LAYERS = [
@@ -43,6 +45,10 @@ LAYERS = [
     Layer(512, 7, 3, 32),
     Layer(64, 32, 5, 4),
     Layer(32, 32, 7, 4),
+]
+DEPTHWISE = [
+    Layer(96, 113, 3, 8, 2, groups=96),
+    Layer(672, 14, 5, 8, groups=672),
 ]
 RESNET20 = [
     Layer(3, 32, 3, 100, out=16),
@@ -55,15 +61,18 @@ RESNET20 = [
 CALIBRATION_BATCHES = 10
 
 
-def patches(x: Tensor, layer: Layer) -> Tensor:  # [d, patches]
+def patches(x: Tensor, layer: Layer) -> Tensor:  # [d, patches]; of groups [groups, d, patches]
     """Store all patches."""
-    columns = F.unfold(x, layer.kernel, padding=layer.kernel // 2, stride=layer.stride)
-    return columns.transpose(0, 1).reshape(columns.shape[1], -1)
+    columns = F.unfold(x, layer.kernel, padding=layer.kernel // 2, stride=layer.stride).transpose(0, 1)
+    flat = columns.reshape(columns.shape[0], -1)
+    return flat if layer.groups == 1 else flat.unflatten(0, (layer.groups, -1))
 
 
 def stored(x: Tensor, layer: Layer, out: Tensor) -> Tensor:
     """Multiply the stored patches by themselves."""
     columns = patches(x.to(out.dtype), layer)
+    if layer.groups > 1:
+        return out.baddbmm_(columns, columns.mT)
     return out.addmm_(columns, columns.T)
 
 
@@ -109,19 +118,21 @@ def resident(key: str) -> int:
 def measure(layer: Layer, repeats: int) -> list[dict[str, Any]]:
     """Time one layer by all methods in turn; results are added to what exists, in the method's precision."""
     x = torch.randn(layer.images, layer.channels, layer.side, layer.side)
-    side = layer.channels * layer.kernel**2
-    single = torch.zeros(side, side)
+    side = layer.channels // layer.groups * layer.kernel**2
+    single = torch.zeros(side, side) if layer.groups == 1 else torch.zeros(layer.groups, side, side)
     exact = stored(x, layer, single.double())
     geometry = ((layer.kernel,) * 2, layer.stride, layer.kernel // 2)
-    into = ops.autocorrelation(x[:0], *geometry)
+    into = ops.autocorrelation(x[:0], *geometry, groups=layer.groups)
     methods: dict[str, Callable[[], Any]] = {
         STORED: lambda: stored(x, layer, single),
-        "K^2 weight gradients": lambda: by_positions(x, layer, single),
+        POSITIONS: lambda: by_positions(x, layer, single),
         BORDERLESS: lambda: interior(x, layer),
-        OURS: lambda: ops.autocorrelation(x, *geometry, into=into),
+        OURS: lambda: ops.autocorrelation(x, *geometry, groups=layer.groups, into=into),
     }
-    if layer.stride > 1:
+    if layer.stride > 1 or layer.groups > 1:
         del methods[BORDERLESS]
+    if layer.groups > 1:
+        del methods[POSITIONS]
     extra: dict[str, int] = {}
     errors: dict[str, float | None] = {}
     for method, run in methods.items():
@@ -129,11 +140,12 @@ def measure(layer: Layer, repeats: int) -> list[dict[str, Any]]:
         for tensor in (single, into.products):
             tensor.zero_()
         extra[method] = peak_bytes(run)
-        found = into.products[0] if method == OURS else single
+        found = into.products.view_as(single) if method == OURS else single
         errors[method] = float((found - exact).norm() / exact.norm())
     errors[BORDERLESS] = None
     _, times = timed_in_turn(methods, repeats)
     name = f"N{layer.images} C{layer.channels} {layer.side}x{layer.side} K{layer.kernel} s{layer.stride}"
+    name += f" groups {layer.groups}" if layer.groups > 1 else ""
     base = median_and_spread(times[STORED])[0]
     rows = []
     for method, seconds in times.items():
@@ -182,7 +194,7 @@ def measure_calibration(repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Time all layers and a whole network and print a table."""
     args = arguments(__doc__, repeats=3)
-    layers = [*LAYERS, *RESNET20]
+    layers = [*LAYERS, *DEPTHWISE, *RESNET20]
     rows = [row for layer in layers for row in measure(layer, args.repeats)]
     publish("Autocorrelation of patches", args, rows + measure_calibration(args.repeats))
 

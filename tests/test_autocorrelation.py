@@ -109,8 +109,8 @@ GEOMETRIES: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
 @pytest.mark.parametrize(("kernel", "size", "options"), GEOMETRIES)
 def test_every_geometry(kernel: tuple[int, ...], size: tuple[int, ...], options: Any, device: str) -> None:
     for dtype in (torch.float64, torch.float32):
-        x = random(3, 4, *size, dtype=dtype)
-        for groups in (1, 2, 4):
+        for channels, groups in ((4, 1), (4, 2), (4, 4), (9, 9), (16, 8)):
+            x = random(3, channels, *size, dtype=dtype)
             found = ops.autocorrelation(x.to(device), kernel, groups=groups, **options)
             assert_exact(found, exact(x, kernel, groups=groups, **options), dtype)
 
@@ -220,12 +220,41 @@ def test_more_images_than_are_copied_at_once() -> None:
     assert_exact(ops.autocorrelation(rows), exact(rows), rows.dtype)
 
 
+# More outputs in a row, in an image and in a batch than are added up in one run; more groups than are stored.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options"),
+    [
+        ((2, 8, 9001), (5,), {"padding": 2}),
+        ((3, 18, 71, 70), (3, 3), {"padding": 1, "groups": 9}),
+        ((40, 150, 13, 12), (3, 3), {"padding": 1, "groups": 150}),
+        ((2, 8, 4, 40, 41), (2, 3, 3), {"padding": (0, 1, 1)}),
+        ((9000, 16), (), {}),
+    ],
+)
+def test_depthwise_of_every_size(shape: Any, kernel: Any, options: Any, dtype: torch.dtype) -> None:
+    options = {"groups": shape[1], **options}
+    x = random(*shape, dtype=dtype)
+    assert_exact(ops.autocorrelation(x, kernel, **options), exact(x, kernel, **options), dtype)
+
+
+def test_depthwise_keeps_what_float64_can_tell_apart() -> None:
+    """Thousands of ones next to 2^30, of which float32 would keep multiples of 128."""
+    x = torch.ones(1, 8, 70, 70, dtype=torch.float64)
+    x[:, 1, 0, 0] = 2.0**15
+    found = ops.autocorrelation(x, (2, 2), groups=8)
+    assert found.products[0].eq(69 * 69).all()
+    assert found.products[1, 0, 0].item() == 2.0**30 + 69 * 69 - 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_threads_do_not_change_the_bits(dtype: torch.dtype) -> None:
     inputs: list[tuple[Tensor, dict[str, Any]]] = [
         (random(4, 20, 17, 16, dtype=dtype), {"kernel": (3, 3), "padding": 1}),
         (random(4, 40, 9, 8, dtype=dtype), {"kernel": (3, 3), "padding": 1, "groups": 2, "stride": 2}),
         (random(777, 50, dtype=dtype), {}),
+        (random(4, 20, 67, 66, dtype=dtype), {"kernel": (3, 3), "padding": 1, "groups": 20}),
+        (random(4, 16, 67, 66, dtype=dtype), {"kernel": (5, 5), "padding": 2, "groups": 8}),
     ]
     threads = torch.get_num_threads()
     try:

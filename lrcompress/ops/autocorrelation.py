@@ -1,7 +1,8 @@
 """The second moment of the patches that a layer multiplies its weight with."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,10 @@ from lrcompress.ops._windows import Axis, Cell, Offset, Triple, centre, offsets,
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 # A call takes so many images at a time that their copies stay below the size of its input, or below this.
 _COPY_BYTES = 1 << 20
-_RUN = 1 << 12  # products that the composition adds up in float32
+_RUN = 1 << 12  # products that the compositions add up in float32
+_FEW = 2  # channels of a group of which the CPU kernel's panels would be nearly empty
+_LEAST_GROUPS = 8  # in a batch of products, or the library's bits depend on the number of threads
+_PATCH_BYTES = 1 << 20  # patches of few channels that are stored at a time
 _CUDA_TILE = 64  # channels of either side of a block of the CUDA kernel
 _CUDA_WAVES = 4  # blocks for each multiprocessor
 
@@ -42,9 +46,11 @@ def autocorrelation(
 ) -> Autocorrelation:  # d = in / groups * kernel area, ordered as the columns of weight.reshape(out, -1)
     """Add up ``vec(patch) vec(patch)^T`` over all samples and output positions, and the patches.
 
-    With ``into`` its tensors are added to in place. No patch is ever stored: a block of the result belongs to
-    two kernel positions, and at stride 1 all blocks of one distance share the product of the image with the
-    shifted image, strips at the border apart. Above stride 1 those share that fall on the same pixels. All
+    With ``into`` its tensors are added to in place. Patches of all images are never stored: a block of the
+    result belongs to two kernel positions, and at stride 1 all blocks of one distance share the product of
+    the image with the shifted image, strips at the border apart. Above stride 1 those share that fall on the
+    same pixels. On the CPU, groups of few channels, such as those of depthwise convolutions, are small
+    products instead, of about a megabyte of patches at a time. All
     is exact but for rounding: float16, bfloat16 and float32 are added up in float32 over short runs, those in
     float64. The same input gives the same bits for any number of threads, and on CUDA in every call on one
     kind of device. Not differentiable.
@@ -72,7 +78,8 @@ def autocorrelation(
     on_cuda = has_kernels(x)  # which packs nothing
     copied = apart or padded or not (on_cuda or x.dtype in (torch.float32, torch.float64))
     whole = on_cuda and not copied
-    for part in [images] if whole else _parts(images, groups, 0 if dims else 2, copied):
+    packed = not on_cuda and not _is_depthwise(x.device, groups, images.shape[1] // groups)
+    for part in [images] if whole else _parts(images, groups, 0 if dims else 2, copied, packed):
         if padded:
             part = F.pad(part, [end for pad in reversed(pads) for end in pad], mode=padding_mode)
         part_axes = axes if dims else _samples(part.shape[2])
@@ -88,6 +95,9 @@ def _add(
 ) -> None:
     """Add what some of the images contribute."""
     x = part[(slice(None),) * 3 + (None,) * (6 - part.ndim)]
+    if _is_depthwise(x.device, *x.shape[1:3]):
+        _multiply_patches(x if x.dtype == torch.float64 else x.float(), axes, into.products, into.sums)
+        return
     if apart:
         x = _patches(x, axes)
         axes = _samples(x.shape[5])
@@ -98,6 +108,11 @@ def _add(
     x = x if x.dtype == torch.float64 else x.float()
     call = _multiply if x.device.type == "cpu" else _compose
     call(x, axes, into.products, into.sums)
+
+
+def _is_depthwise(device: torch.device, groups: int, channels: int) -> bool:
+    """Say whether the groups are so many and small that the library multiplies stored patches faster."""
+    return device.type == "cpu" and groups >= _LEAST_GROUPS and channels <= _FEW
 
 
 def _samples(count: int) -> tuple[Axis, Axis, Axis]:
@@ -115,10 +130,11 @@ def _parts(
     groups: int,
     along: int,
     copied: bool,  # before the kernel packs it
+    packed: bool,
 ) -> Sequence[Tensor]:
     """Split so that a part's copies, whose channels the kernel pads, stay below the size of the whole."""
     wide = max(images.element_size(), 4)
-    panel = 64 // wide
+    panel = 64 // wide if packed else 1
     inside = images.shape[1] // groups
     entries = images.numel() // images.shape[along] // inside * -(-inside // panel) * panel
     limit = max(images.numel() * images.element_size(), _COPY_BYTES) // (1 + copied)
@@ -212,11 +228,51 @@ def _patches(
     axes: tuple[Axis, Axis, Axis],
 ) -> Tensor:  # [1, groups, d, 1, 1, patches]
     """Store patches that do not overlap, hence no more than the pixels: there is nothing to share."""
+    return _view(x, axes).flatten(1, 4).flatten(2)[None, :, :, None, None]
+
+
+def _view(
+    x: Tensor,  # [batch, groups, in / groups, *three sizes]
+    axes: tuple[Axis, Axis, Axis],
+) -> Tensor:  # [groups, in / groups, *three kernel sizes, batch, *three outputs]
+    """Make a view of the padded pixels that has every patch."""
     ends = [(a.padding, (a.out - 1) * a.stride + a.span - a.padding - a.size) for a in axes]
     x = F.pad(x, [end for pair in reversed(ends) for end in pair])
     for i, axis in enumerate(axes):
         x = x.unfold(3 + i, axis.span, axis.stride)[..., :: axis.dilation]
-    return x.permute(1, 2, 6, 7, 8, 0, 3, 4, 5).flatten(1, 4).flatten(2)[None, :, :, None, None]
+    return x.permute(1, 2, 6, 7, 8, 0, 3, 4, 5)
+
+
+def _multiply_patches(
+    x: Tensor,  # [batch, groups, in / groups, *three sizes] float32 or float64
+    axes: tuple[Axis, Axis, Axis],
+    products: Tensor,
+    sums: Tensor,
+) -> None:
+    """Store and multiply the patches of some outputs and groups at a time with the library."""
+    view = _view(x, axes)
+    total = torch.zeros_like(products)
+    few = _LEAST_GROUPS * products.shape[1] * x.element_size()
+    for box in _boxes(view.shape[5:], max(1, min(_RUN, _PATCH_BYTES // few))):
+        some = view[(slice(None),) * 5 + box]
+        chunks = -(-some.numel() * x.element_size() // _PATCH_BYTES)
+        chunks = min(chunks, len(view) // _LEAST_GROUPS)
+        ends = [len(view) * i // chunks for i in range(chunks + 1)]
+        for groups in map(slice, ends, ends[1:]):
+            patches = some[groups].flatten(1, 4).flatten(2)
+            total[groups] += patches @ patches.mT
+            sums[groups] += patches.sum(2)
+    products += total.tril() + total.tril(-1).mT  # the library rounds both halves
+
+
+def _boxes(counts: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
+    """Cut an array into boxes of at most so many entries."""
+    cuts = []
+    for count in reversed(counts):
+        step = min(count, most)
+        most //= step
+        cuts.append([slice(i, i + step) for i in range(0, count, step)])
+    return product(*reversed(cuts))
 
 
 def _multiply(
