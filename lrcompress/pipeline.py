@@ -28,9 +28,6 @@ from lrcompress.types import (
     Tuning,
 )
 
-# Splits of a budget are first fitted to one batch of so many, of at least so many samples.
-_SHARE, _LEAST = 8, 100
-
 
 def plan(
     model: nn.Module,
@@ -106,32 +103,11 @@ def _narrower(
     plans = planning.narrower(model, budget, recipe, example_inputs, data, ignored)
     if recipe.low_rank is None:
         return plans[0]
-    return _nearest(model, plans, batches or parts, statistics if batches is None else None)
-
-
-def _nearest(
-    model: nn.Module,
-    plans: Sequence[Plan],  # of the splits of a budget
-    batches: Sequence[Any],
-    statistics: calibrate.Statistics | None,  # that all are fitted to; None: the batches
-) -> Plan:
-    """Return the plan whose outputs are nearest on all batches, with what every split was measured at.
-
-    A fit to batches takes a run for each layer: the better half of a fit to few of them goes on to all, and
-    so does what is nearer than the best of that half after all.
-    """
-    few = batches if statistics is not None else calibrate.thinned(batches, _SHARE, _LEAST)
-    splits = [_tried(model, made, batches, few, statistics) for made in plans]
-    order = sorted(range(len(plans)), key=lambda i: splits[i].output_error)
-    rough = set(order) if len(few) < len(batches) else set()
-    again = set(order[: (len(order) + 1) // 2])
-    while again := again & rough:
-        for i in again:
-            splits[i] = _tried(model, plans[i], batches, batches, None)
-        rough -= again
-        again = {min(order, key=lambda i: splits[i].output_error)}
-    best = min(order, key=lambda i: splits[i].output_error)
-    return replace(plans[best], splits=tuple(splits))
+    own = statistics if batches is None else None
+    measured = batches or parts  # on which each split is, fitted to the statistics or to batches
+    return planning.nearest(
+        plans, measured, own is None, lambda made, fitted: _tried(model, made, measured, fitted, own)
+    )
 
 
 def _tried(
@@ -142,10 +118,11 @@ def _tried(
     statistics: calibrate.Statistics | None,
 ) -> Split:
     """Fit the plan of one split and measure it."""
+    model = rewrite.with_opened(model, refine.named(made, statistics))
     if statistics is not None:
-        small, samples = apply(model, made, statistics=statistics), 0
+        small, samples = _applied(model, made, statistics, None, Refinement()), 0
     else:
-        small = apply(model, made, batches=fitted)
+        small = _applied(model, made, None, list(fitted), Refinement())
         samples = sum(calibrate.samples_in(batch) for batch in fitted)
     return replace(made.splits[0], output_error=measure.output_error(model, small, batches), samples=samples)
 
@@ -157,6 +134,7 @@ def apply(
     statistics: calibrate.Statistics | None = None,  # from `collect`
     batches: Iterable[Any] | None = None,  # unlabelled; held in memory
     refinement: Refinement | None = None,  # how weights are fitted to either; None: the default
+    example_inputs: Any = None,  # to see that the factored layers run; None: the first batch, if there is one
     progress: measure.Progress | None = None,  # of the fit: called with the layers done, and all of them
 ) -> nn.Module:
     """Return a copy of the model with its planned layers factored; ``model`` is untouched.
@@ -170,24 +148,42 @@ def apply(
     Factors keep the dtype, device, memory format, mode and ``requires_grad`` of the weights that they
     replace. What was chosen dense is copied, ``Conv1D`` of transformers
     as the ``nn.Linear`` of the same values. Before a layer is replaced, its factors are multiplied out and
-    compared with the weight.
+    compared with the weight. Functions, methods and hooks that lead to the original are made again around the
+    copy; on inputs both are run once, and each factored layer that they reach must have run.
 
     Raises:
         PlanError: the plan does not fit the model, the message names the layer and both shapes; or the
-            statistics are of another model.
+            statistics are of another model; or something in the model cannot be copied, or would go on using
+            a layer as it was.
         WeightError: a weight is not finite, or on the meta device.
         CompressionError: ``batches`` is empty, what a layer gets or gives holds nan or infinity, or a
             weight's type does not hold its fit; the message names the layer.
     """
     model = rewrite.with_opened(rewrite.with_linears(model), refine.named(plan, statistics))
+    held = None if batches is None else list(batches)
+    small = _applied(model, plan, statistics, held, refinement or Refinement(), progress)
+    inputs = held[0] if held and example_inputs is None else example_inputs
+    if inputs is not None:
+        measure.check_runs(model, small, inputs)
+    return small
+
+
+def _applied(
+    model: nn.Module,
+    plan: Plan,
+    statistics: calibrate.Statistics | None,
+    batches: list[Any] | None,
+    refinement: Refinement,
+    progress: measure.Progress | None = None,
+) -> nn.Module:
+    """Do what ``apply`` does, but run nothing that a fit does not need."""
     if plan.removals:
-        batches = None if batches is None else list(batches)
         model, statistics = _without_neurons(model, plan, statistics, batches)
     old = rewrite.check_fits(model, plan)
     for name, module in old.items():
         rewrite.check_weight(name, module.weight)
     if statistics is not None or batches is not None:
-        model = refine.refined(model, plan, statistics, batches, refinement or Refinement(), progress)
+        model = refine.refined(model, plan, statistics, batches, refinement, progress)
         old = rewrite.check_fits(model, plan)
     entries = [entry for entry in plan if entry.choice.config is not None]
     layers = [entry.layer for entry in entries]
@@ -242,7 +238,7 @@ def compress(
         made = plan(
             model, budget, recipe, example_inputs=example_inputs, statistics=statistics, ignore=ignore
         )
-    return apply(model, made, batches=held), made
+    return apply(model, made, batches=held, example_inputs=example_inputs), made
 
 
 def fold(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,8 @@ from lrcompress.types.options import OptionTable
 
 _CURVE_POINTS = 32  # of a layer's error curve kept in a plan: enough for a plot, small enough for JSON
 _TRADEOFF_POINTS = 24
+# Splits of a budget are first fitted to one batch of so many, of at least so many samples.
+_SHARE, _LEAST = 8, 100
 _NEED_INPUTS = {"macs": "know how often each layer runs", "latency": "measure on"}
 
 
@@ -243,3 +245,28 @@ def _tradeoff(
 def _objective(recipe: Recipe, tables: list[OptionTable], rows: list[int]) -> float:
     errors = [float(table.error[row]) for table, row in zip(tables, rows, strict=True)]
     return recipe.global_step.objective(errors)
+
+
+def nearest(
+    plans: Sequence[Plan],  # of the splits of a budget
+    batches: Sequence[Any],  # on which they are measured
+    by_batches: bool,  # they are fitted to batches, not to statistics
+    tried: Callable[[Plan, Sequence[Any]], Split],  # measures a plan that is fitted to some of the batches
+) -> Plan:
+    """Return the plan whose outputs are nearest on all batches, with what every split was measured at.
+
+    A fit to batches takes a run for each layer: the better half of a fit to few of them goes on to all, and
+    so does what is nearer than the best of that half after all.
+    """
+    few = calibrate.thinned(batches, _SHARE, _LEAST) if by_batches else batches
+    splits = [tried(made, few) for made in plans]
+    order = sorted(range(len(plans)), key=lambda i: splits[i].output_error)
+    rough = set(order) if len(few) < len(batches) else set()
+    again = set(order[: (len(order) + 1) // 2])
+    while again := again & rough:
+        for i in again:
+            splits[i] = tried(plans[i], batches)
+        rough -= again
+        again = {min(order, key=lambda i: splits[i].output_error)}
+    best = min(order, key=lambda i: splits[i].output_error)
+    return replace(plans[best], splits=tuple(splits))

@@ -392,3 +392,60 @@ def test_a_model_that_cannot_be_copied_is_refused():
         lrc.apply(model, lrc.plan(model, BUDGET))
     with pytest.raises(TypeError):
         copy.deepcopy(model)
+
+
+class Branching(nn.Module):
+    """Runs one of two layers, or none, by the values of the first one's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.limit = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        self.last = h.sum()
+        return self.b(h) if h.sum() > self.limit else self.c(h)
+
+
+def test_a_layer_that_the_inputs_no_longer_reach_is_no_fault():
+    model, x = Branching().eval(), torch.randn(8, 16)
+    plan = lrc.plan(model, lrc.Budget(params=0.4), lrc.svd())
+    small = lrc.apply(model, plan)
+    sums = [float(net.a(x).detach().sum()) for net in (model, small)]
+    model.limit = small.limit = sum(sums) / 2  # they go different ways
+    assert lrc.verify(model, small, x).output_error > 0
+    assert len(factored_of(lrc.apply(model, plan, example_inputs=x))) == 3
+    assert not hasattr(small, "last")
+
+
+@pytest.mark.parametrize("kind", [LambdaOfSelf, MethodInDict], ids=lambda kind: kind.__name__)
+def test_a_layer_of_the_original_that_runs_is_named(monkeypatch, kind):
+    model, x = kind().eval(), torch.randn(8, 16)
+    plan = lrc.plan(model, lrc.Budget(params=0.6), lrc.svd())
+    small = lrc.apply(model, plan)
+    vars(small).update({name: vars(model)[name] for name in ("call", "kept") if name in vars(model)})
+    with pytest.raises(lrc.PlanError, match="layer 'b' of the original runs"):
+        lrc.verify(model, small, x)
+    monkeypatch.setattr("lrcompress.pipeline._applied", lambda *_: small)
+    for given in ({"example_inputs": x}, {"batches": [x]}):
+        with pytest.raises(lrc.PlanError, match="layer 'b' of the original runs"):
+            lrc.apply(model, plan, **given)
+
+
+def test_a_factored_layer_that_does_not_run_is_named():
+    model, x = Branching().eval(), torch.randn(8, 16)
+    model.limit = -1e9
+    small = lrc.apply(model, lrc.plan(model, lrc.Budget(params=0.4), lrc.svd()))
+    dense = copy.deepcopy(model.b)
+    small.forward = lambda x: dense(small.a(x))
+    with pytest.raises(lrc.PlanError, match="layer 'b' does not run"):
+        lrc.verify(model, small, x)
+
+
+def test_a_model_may_share_tensors_with_its_compressed_copy():
+    model, x = Branching().eval(), torch.randn(8, 16)
+    small = lrc.apply(model, lrc.plan(model, lrc.Budget(params=0.9), ignore=["b", "c"]))
+    small.b, small.c = model.b, model.c
+    assert lrc.verify(model, small, x).output_error > 0
+    assert lrc.verify(model, model, x).output_error == 0

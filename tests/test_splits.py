@@ -8,7 +8,7 @@ import torch
 from test_reconstruct import convolutional, counted, perceptron
 
 import lrcompress as lrc
-from lrcompress import calibrate, pipeline, planning
+from lrcompress import calibrate, planning
 from lrcompress.types import Split
 
 LOW_RANK = lrc.activation_aware()
@@ -82,13 +82,14 @@ def test_nothing_measured_is_nearer_than_what_is_taken(monkeypatch):
     plans = [SimpleNamespace(splits=(Split(i / 4, 0.0),), number=i) for i in range(4)]
     rough, final = (1.0, 2.0, 3.0, 4.0), (9.0, 8.0, 7.0, 3.5)
 
-    def tried(_, made, batches, fitted, statistics):
+    batches = [torch.zeros(100, 1)] * 16
+
+    def tried(made, fitted):
         errors = final if len(fitted) == len(batches) else rough
         return Split(0.0, 0.0, errors[made.number], len(fitted))
 
-    monkeypatch.setattr(pipeline, "_tried", tried)
-    monkeypatch.setattr(pipeline, "replace", lambda made, splits: (made.number, splits))
-    taken, splits = pipeline._nearest(None, plans, [torch.zeros(100, 1)] * 16, None)
+    monkeypatch.setattr(planning, "replace", lambda made, splits: (made.number, splits))
+    taken, splits = planning.nearest(plans, batches, True, tried)
     assert taken == 3
     assert [split.output_error for split in splits] == [9.0, 8.0, 7.0, 3.5]
 

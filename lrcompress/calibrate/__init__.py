@@ -6,6 +6,7 @@ from lrcompress.calibrate.cross import Moments, cross_moments, grouped_moments, 
 from lrcompress.calibrate.follow import Behind, what_follows
 from lrcompress.calibrate.inner import inner_calls
 from lrcompress.calibrate.own import own_moments
+from lrcompress.calibrate.reads import Reads, memory_of, reads
 from lrcompress.calibrate.run import inference, observed
 from lrcompress.calibrate.statistics import (
     CollectionInterrupted,
@@ -21,6 +22,7 @@ __all__ = [
     "Behind",
     "CollectionInterrupted",
     "Moments",
+    "Reads",
     "Statistics",
     "collect_layers",
     "count_macs",
@@ -31,10 +33,12 @@ __all__ = [
     "in_parts",
     "inference",
     "inner_calls",
+    "memory_of",
     "observe_calls",
     "observed",
     "own_moments",
     "plain_tensors",
+    "reads",
     "reestimate_batchnorm",
     "run",
     "run_batch",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress import calibrate, rewrite
+from lrcompress.measure.reached import check_runs
 from lrcompress.types import LayerCheck, PlanError, Verification
 
 
@@ -26,7 +27,8 @@ def verify(
     Both models run in evaluation mode, on the same random numbers, and are left as they were.
 
     Raises:
-        PlanError: the two models' outputs differ in names or shapes, or hold nothing that can be compared.
+        PlanError: the two models' outputs differ in names or shapes, or hold nothing that can be compared; or
+            a layer of the original runs in the small model, or a factored one that the inputs reach does not.
     """
     opened = rewrite.inner_names(name for name, _ in small.named_modules())
     model = rewrite.with_opened(rewrite.with_linears(model), opened)
@@ -45,6 +47,7 @@ def verify(
         before = _outputs(model, inputs)
     after = _outputs(small, inputs)
     difference = _differences(before, after)
+    check_runs(model, small, inputs)
     first = next(iter(before))
     logits = before[first] if len(before) == 1 and before[first].ndim == 2 else None
     if logits is not None and logits.shape[1] > 1:

@@ -30,10 +30,11 @@ def own_forwards(
 
 
 def _has_own_forward(module: nn.Module) -> bool:
+    if not isinstance(module, DENSE):
+        return False
     weight = module._parameters.get("weight")
     return (
-        isinstance(module, DENSE)
-        and not isinstance(module, OwnForward)
+        not isinstance(module, OwnForward)
         and kind_of(module) not in DENSE
         and weight is not None
         and weight.numel() > 0
