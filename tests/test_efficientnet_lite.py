@@ -12,7 +12,7 @@ import lrcompress as lrc
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.realdata,
-    pytest.mark.filterwarnings("ignore:.*samples cannot span"),  # the classifier sees 25 images
+    pytest.mark.filterwarnings("ignore:.*samples cannot span"),  # the classifier sees 50 images
 ]
 
 
@@ -37,7 +37,7 @@ def model(example):
 
 @pytest.fixture(scope="module")
 def photographs(example, data_folder):
-    return [example.photographs(data_folder / f"cifar10_{part}.npz", 25) for part in ("train", "test")]
+    return [example.photographs(data_folder / f"cifar10_{part}.npz", 50) for part in ("train", "test")]
 
 
 def test_nearly_all_parameters_can_be_factored(model):
@@ -56,8 +56,8 @@ def test_activations_keep_choices_that_weights_alone_lose(example, model, photog
         assert check.macs_after == plan.macs_after <= 0.8 * check.macs_before
         kept[way] = example.agreement(before, example.logits(small, held_out))
     plain, aware = kept.values()
-    assert aware["agreement"] >= plain["agreement"] + 0.1
-    assert aware["cosine"] >= plain["cosine"] + 0.05
+    assert aware["agreement"] >= plain["agreement"] + 0.05
+    assert aware["cosine"] >= plain["cosine"] + 0.4
 
 
 def test_agreement_of_the_network_with_itself(example):
