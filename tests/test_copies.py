@@ -449,3 +449,20 @@ def test_a_model_may_share_tensors_with_its_compressed_copy():
     small.b, small.c = model.b, model.c
     assert lrc.verify(model, small, x).output_error > 0
     assert lrc.verify(model, model, x).output_error == 0
+
+
+def test_a_model_of_the_hub_comes_back_by_load(tmp_path):
+    hub = pytest.importorskip("huggingface_hub", reason="pip install huggingface_hub brings the mixin")
+
+    class Net(nn.Module, hub.PyTorchModelHubMixin):
+        def __init__(self, size: int = 64) -> None:
+            super().__init__()
+            self.fc = nn.Linear(size, size)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x)
+
+    small, plan = lrc.compress(Net(size=32).eval(), BUDGET, lrc.svd())
+    lrc.save(small, plan, tmp_path)
+    x = torch.randn(2, 32)
+    assert torch.equal(lrc.load(tmp_path, Net(size=32).eval())(x), small(x))
