@@ -170,6 +170,7 @@ def test_saved_merged_unfused_folded_and_tuned_it_is_the_same_function(tmp_path)
     assert type(forms[3].a.inner) is nn.Conv2d
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("form", ["factored", "folded", "unfused"])
 def test_graphs_run_the_factors(form):
     _, small, _, x = compressed()
@@ -177,7 +178,9 @@ def test_graphs_run_the_factors(form):
     exported = torch.export.export(small, (x,))
     assert exported.graph_module.code.count("conv2d.default") == 4
     compiled = torch.compile(small, backend="eager", fullgraph=True)
-    for made in (exported.module(), compiled):
+    traced = torch.jit.trace(small, (x,))
+    assert str(traced.inlined_graph).count("aten::_convolution") == 4
+    for made in (exported.module(), compiled, traced):
         torch.testing.assert_close(made(x), small(x))
 
 

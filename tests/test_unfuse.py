@@ -128,11 +128,13 @@ class Reads(nn.Module):
         return self.net(x.to(self.net.fc.weight.dtype)) * self.net.same.weight.sum() + size[0]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_graph_of_code_that_reads_attributes_is_right():
     plain, x = lrc.unfuse(Reads().eval()), torch.randn(2, 4, 9, 8)
     torch.testing.assert_close(torch.export.export(plain, (x,)).module()(x), plain(x))
     compiled = torch.compile(plain, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), plain(x))
+    for made in (compiled, torch.jit.trace(plain, (x,))):
+        torch.testing.assert_close(made(x), plain(x))
 
 
 def test_merge_takes_names_and_keeps_activations():

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lrcompress.nn.weight import FactoredWeight, layer_call
+from lrcompress.nn.weight import FactoredWeight, in_graph, layer_call
 from lrcompress.types import WeightError
 
 INNER = "inner"  # the layer's name
@@ -33,7 +32,7 @@ class OwnForward(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward, in a graph, too, where the weight is a tensor like any other."""
-        if not torch.compiler.is_dynamo_compiling():
+        if not in_graph():
             return super().forward(*args, **kwargs)
         weight: Tensor = self.inner.weight
         self._traced.append(weight)
@@ -45,7 +44,7 @@ class OwnForward(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The layer's weight."""
-        if torch.compiler.is_dynamo_compiling():
+        if in_graph():
             weight: Tensor = self._traced[0] if self._traced else self.inner.weight
             return weight
         return FactoredWeight(self)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lrcompress.nn.conv import LowRankConv1d, LowRankConv2d, LowRankConv3d
 from lrcompress.nn.linear import LowRankLinear
+from lrcompress.nn.weight import in_graph
 
 _SIZES = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
 
@@ -43,7 +43,7 @@ class LayersInRow(nn.Sequential):
     def weight(self) -> Tensor:
         """The weight of the dense layer."""
         layer: Any = self._stands_for[0]
-        if self._of_two and torch.compiler.is_dynamo_compiling():
+        if self._of_two and in_graph():
             product: Tensor = layer.product(self[1].weight, self[0].weight)
             return product
         weight: Tensor = self._layer().weight

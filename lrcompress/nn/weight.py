@@ -264,9 +264,14 @@ def layer_call(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any, tuple[
     return given["input"], given["weight"], given["bias"], tuple(given[name] for name in defaults)
 
 
+def in_graph() -> bool:
+    """Say whether a graph is made of what runs, in which a weight must be a tensor like any other."""
+    return torch.compiler.is_dynamo_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
 def weight_of(holder: Holder) -> Tensor:
-    """Return the weight of a layer that holds factors; in a compiled graph the product, dropped if unread."""
-    if torch.compiler.is_dynamo_compiling():
+    """Return the weight of a layer that holds factors; in a graph the product, dropped if unread."""
+    if in_graph():
         return holder.multiplied_out()
     return FactoredWeight(holder)
 
