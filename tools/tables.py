@@ -92,6 +92,27 @@ def plan(name: str) -> str:
     return f"{table(['ResNet20, plan at params 0.5', 'seconds'], rows)}\n\n{where(results)}"
 
 
+def lowrank_conv2d_bfloat16(name: str) -> str:
+    """The fused convolution in bfloat16, for a batch of 1 and of 64 on one thread."""
+    results = read(name.replace("_bfloat16", ""))
+    layers: dict[tuple[int, ...], list[str]] = {}
+    for row in results["rows"]:
+        if row["dtype"] == "bfloat16" and row["threads"] == 1:
+            layer = tuple(row[key] for key in ("channels", "side", "groups", "rank"))
+            layers.setdefault(layer, []).extend(
+                f"{row[ratio]:.2f}" for ratio in ("two / ours", "dense / ours")
+            )
+    rows = [
+        [f"{channels} x {side} x {side}", str(groups), str(rank), *cells]
+        for (channels, side, groups, rank), cells in layers.items()
+    ]
+    columns = [
+        f"{ratio}, batch {batch}" for batch in (1, 64) for ratio in ("two calls / ours", "dense / ours")
+    ]
+    text = table(["layer, bfloat16", "groups", "rank", *columns], rows)
+    return f"{text}\n\n{where(results | {'threads': 1})}"
+
+
 def lowrank_conv2d(name: str) -> str:
     """The fused convolution in float32, for a batch of 64."""
     results = read(name)
@@ -342,6 +363,7 @@ TABLES = {
     "truncated_svd": truncated_svd,
     "plan": plan,
     "lowrank_conv2d": lowrank_conv2d,
+    "lowrank_conv2d_bfloat16": lowrank_conv2d_bfloat16,
     "lowrank": lowrank,
     "summary": summary,
     "speeds": speeds,

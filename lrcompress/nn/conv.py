@@ -237,11 +237,10 @@ _WINOGRAD_LIMITS = 256, 1 << 16
 _WINOGRAD_RANK = 8  # at least, of large groups: timed ad hoc, no benchmark here has lower ones
 _DIRECT_LIMITS = 32, 1 << 14
 _DIRECT_KERNEL_AREAS = range(2, 10)
-# In bfloat16, where the library has instructions for it, two calls are as fast for low ranks of groups of
-# some channels, unless there are so few pixels that the calls themselves take most of the time.
-_NATIVE_BFLOAT16_RANK = 8
+# In bfloat16, where the library has instructions for it, bench/results/lowrank_conv2d.avx512.json has its two
+# calls ahead for groups of some channels, unless there are so few pixels that calls take most of the time.
 _NATIVE_BFLOAT16_INSIDE = 4
-_NATIVE_BFLOAT16_PIXELS = 1 << 13  # of the batch's images
+_NATIVE_BFLOAT16_PIXELS = 1 << 11  # of the batch's images
 
 
 class LowRankConv1d(_LowRankConv):
@@ -303,7 +302,7 @@ class LowRankConv2d(_LowRankConv):
     def _library_pays(self, input: Tensor) -> bool:
         """Say whether "auto" leaves bfloat16 to two calls, as a graph, which is of any size, does."""
         inside = self.in_channels // self.groups
-        if self.rank >= _NATIVE_BFLOAT16_RANK or inside < _NATIVE_BFLOAT16_INSIDE:
+        if inside < _NATIVE_BFLOAT16_INSIDE:
             return False
         if torch.compiler.is_compiling():
             return True
