@@ -227,3 +227,33 @@ def test_a_network_that_torch_jit_compiled_has_nothing_to_plan():
         lrc.plan(model, BUDGET)
     with pytest.raises(lrc.PlanError, match=r"torch\.jit"):
         lrc.plan(model, BUDGET, lrc.lnr(), example_inputs=x)
+
+
+class Keeping(nn.Module):
+    """Keeps parameters and a buffer where no state dict looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factored, self.norm = nn.Linear(16, 16), nn.LayerNorm(16)
+        self.register_buffer("shift", torch.randn(16))
+        self.kept = [self.norm.weight, self.shift]
+        self.scaled = lambda x, weight=self.norm.bias: x + weight
+
+    def forward(self, x):
+        return self.scaled(self.norm(self.factored(x)) * self.kept[0] + self.kept[1])
+
+
+def test_what_is_also_kept_elsewhere_gets_the_stored_values(tmp_path):
+    torch.manual_seed(0)
+    model, x = Keeping().eval(), torch.randn(4, 16)
+    nn.init.normal_(model.norm.weight)
+    nn.init.normal_(model.norm.bias)
+    plan = lrc.plan(model, lrc.Budget(params=0.7), example_inputs=x)
+    small = lrc.apply(model, plan, example_inputs=x)
+    lrc.save(small, plan, tmp_path)
+    with torch.device("meta"):
+        hollow = Keeping().eval()
+    for skeleton in (Keeping().eval(), hollow):
+        loaded = lrc.load(tmp_path, skeleton)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(x), small(x))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lrcompress.types import PlanError
@@ -89,6 +90,17 @@ def check_fill(
             )
 
 
+def _in_place_of(empty: Tensor, made: Tensor) -> Tensor:
+    """Return a tensor with its values; the empty one itself where it can be, for lists may hold that, too."""
+    if type(empty) is not type(made):
+        return made
+    try:
+        torch.utils.swap_tensors(empty, made)
+    except RuntimeError:  # something follows the tensor itself, as a weak reference does
+        return made
+    return empty
+
+
 def fill(
     model: nn.Module,  # hollow, from `replaced`; changed in place
     tensors: Mapping[str, Tensor],  # that `check_fill` took
@@ -103,12 +115,13 @@ def fill(
     values: dict[int, Tensor] = {}
     for name, empty in expected.items():
         stored = tensors[name]
-        if isinstance(empty, nn.Parameter):
-            values.setdefault(id(stored), nn.Parameter(stored, requires_grad=empty.requires_grad))
+        if isinstance(empty, nn.Parameter) and id(stored) not in values:
+            made = nn.Parameter(stored, requires_grad=empty.requires_grad)
+            values[id(stored)] = _in_place_of(empty, made)
     filled = {
         name: values[id(tensors[name])]
-        if isinstance(empty, nn.Parameter)
-        else tensors[name].detach().requires_grad_(empty.requires_grad)  # parameters in code of torch.jit
+        if isinstance(empty, nn.Parameter)  # else a buffer, or a parameter in code of torch.jit
+        else _in_place_of(empty, tensors[name].detach().requires_grad_(empty.requires_grad))
         for name, empty in expected.items()
     }
     state = model.state_dict()  # with the modules' versions
