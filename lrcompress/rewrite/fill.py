@@ -112,18 +112,20 @@ def fill(
         PlanError: a module does not take its extra state.
     """
     expected, extra = named_tensors(model)
-    values: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}  # parameters by the ids of what is stored
+    filled: dict[str, Tensor] = {}
+    used: set[int] = set()  # ids of empty tensors: one that is tied here alone serves the first of its names
     for name, empty in expected.items():
-        stored = tensors[name]
-        if isinstance(empty, nn.Parameter) and id(stored) not in values:
-            made = nn.Parameter(stored, requires_grad=empty.requires_grad)
-            values[id(stored)] = _in_place_of(empty, made)
-    filled = {
-        name: values[id(tensors[name])]
-        if isinstance(empty, nn.Parameter)  # else a buffer, or a parameter in code of torch.jit
-        else _in_place_of(empty, tensors[name].detach().requires_grad_(empty.requires_grad))
-        for name, empty in expected.items()
-    }
+        stored, is_parameter = tensors[name], isinstance(empty, nn.Parameter)
+        if is_parameter and id(stored) in values:
+            filled[name] = values[id(stored)]
+            continue
+        made = stored.detach().requires_grad_(empty.requires_grad)  # also parameters in code of torch.jit
+        made = nn.Parameter(made, requires_grad=empty.requires_grad) if is_parameter else made
+        filled[name] = made if id(empty) in used else _in_place_of(empty, made)
+        used.add(id(empty))
+        if is_parameter:
+            values[id(stored)] = filled[name]
     state = model.state_dict()  # with the modules' versions
     state.update({name: filled[name] for name in expected if name not in extra})
     for key in [key for key in state if _is_extra(key)]:
