@@ -1,6 +1,7 @@
 """The factored linear layer: as accurate as torch's two products, differentiable, traceable, strict."""
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lrcompress as lrc
 from lrcompress import _C, ops
-from lrcompress.ops import reference
+from lrcompress.ops import _processor, reference
 from lrcompress.ops._activations import ACTIVATIONS
 from lrcompress.ops.lowrank_linear import kernel_pays
 
@@ -57,17 +58,22 @@ def test_as_accurate_as_two_products(size, dtype, activation, assert_as_accurate
         assert_as_accurate_as_torch(found, same, exact)
 
 
-def test_few_rows_run_in_the_kernel_and_many_do_not():
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.empty(1, dtype=dtype)
-        assert kernel_pays(x, 64, 8)
-        assert not kernel_pays(x, 64, 129)
-        assert not kernel_pays(x.to("meta"), 64, 8)
-    assert not kernel_pays(x.double(), 64, 1)
+def on_a_processor(monkeypatch, avx512, bfloat16):
+    monkeypatch.setattr(sys.modules["lrcompress.ops.lowrank_linear"], "_HAS_AVX512", avx512)
+    monkeypatch.setattr(_processor, "NATIVE_BFLOAT16", bfloat16)
+
+
+@pytest.mark.parametrize("avx512", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_few_rows_run_in_the_kernel_and_many_do_not(monkeypatch, avx512, bfloat16):
+    on_a_processor(monkeypatch, avx512, bfloat16)
     x = torch.empty(1)
+    assert not kernel_pays(x.to("meta"), 64, 1)
+    assert not kernel_pays(x.double(), 64, 1)
     for inner, rows in ((511, 8), (512, 16), (1023, 16), (1024, 32)):
-        assert kernel_pays(x, inner, rows)
-        assert not kernel_pays(x, inner, rows + 1)
+        for dtype, most in ((torch.float32, 8 if avx512 else rows), (torch.bfloat16, 4 if bfloat16 else 128)):
+            assert kernel_pays(x.to(dtype), inner, most)
+            assert not kernel_pays(x.to(dtype), inner, most + 1)
 
 
 def test_many_rows_take_the_kernel_for_amx_where_it_is_asked_for(monkeypatch, assert_as_accurate_as_torch):
@@ -93,7 +99,8 @@ def test_few_features_take_no_kernel_for_amx():
     assert not _C.linear_takes_many_rows(8, 64, 1024)
 
 
-def test_the_smallest_products_run_as_two_calls_unless_asked_for():
+def test_the_smallest_products_run_as_two_calls_unless_asked_for(monkeypatch):
+    on_a_processor(monkeypatch, avx512=False, bfloat16=False)
     for dtype, rank, rows in ((torch.float32, 128, 9), (torch.float32, 256, 2), (torch.bfloat16, 128, 2)):
         for kernel, least in (("auto", rows), ("fused", 1), ("composed", 9)):
             layer = lrc.nn.LowRankLinear(1024, 1024, rank, dtype=dtype, kernel=kernel).requires_grad_(False)

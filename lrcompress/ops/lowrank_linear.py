@@ -21,7 +21,9 @@ torch.library.define(
 )
 # What bench/lowrank_linear.py has the kernel ahead of two library calls for.
 _KERNEL_ROWS = ((1024, 32), (512, 16), (0, 8))  # in float32, from so many rows of V on: rows at most
-_KERNEL_ROWS_BFLOAT16 = 128  # where the library has no instructions for bfloat16, else as in float32
+_KERNEL_ROWS_AVX512 = 8  # the same on processors with AVX-512, whatever the rows of V
+_KERNEL_ROWS_BFLOAT16 = {False: 128, True: 4}  # by whether the library has instructions for bfloat16
+_HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _HAS_AMX = torch.cpu._is_amx_tile_supported()
 # On CUDA: few rows, whose time is that of reading the weights; or enough rows for a tile of a tensor core
 # product, of a rank at which reading V and U again for each tile costs less than storing V x.
@@ -117,8 +119,10 @@ def kernel_pays(x: Tensor, inner: int, rows: int) -> bool:
         return rows <= _CUDA_FEW_ROWS or (rows >= _CUDA_MANY_ROWS and inner <= _CUDA_INNER)
     if not x.is_cpu or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    if x.dtype == torch.bfloat16 and not has_native_bfloat16(x):
-        return rows <= _KERNEL_ROWS_BFLOAT16
+    if x.dtype == torch.bfloat16:
+        return rows <= _KERNEL_ROWS_BFLOAT16[has_native_bfloat16(x)]
+    if _HAS_AVX512:
+        return rows <= _KERNEL_ROWS_AVX512
     return rows <= next(most for least, most in _KERNEL_ROWS if inner >= least)
 
 
